@@ -1,0 +1,22 @@
+# What a newcomer needs: `make test`. Everything else is listed by `make help`.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint parts load
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: ## the whole thing on this machine for a minute
+	cargo run --release -- demo
+
+parts: ## install what the tests need beside Rust, or say what to install
+	tests/install-parts
+
+test: parts ## everything: unit, conformance and end-to-end tests, on both queues
+	cargo test --locked
+
+lint: ## format and lints, as CI has them
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): the stack, or a single serve
+	loadtest/run

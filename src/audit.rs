@@ -1,0 +1,349 @@
+//! The audit: spool, queue, bucket and a ledger held against each other.
+//!
+//! Always: what disagrees is looked at a second time before it is reported, since an appliance at work moves on meanwhile.
+//! Never: a repair.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+
+use crate::bucket::Bucket;
+use crate::error::{Error, Result};
+use crate::ledger;
+use crate::queue::{Books, Cursor, Filter, PAGE_RECORDS_MAX, Queue, Record};
+use crate::spool::Spool;
+use crate::upload::{Sha256, State, Upload, UploadId};
+
+/// Disagreements kept for people to read; all are counted.
+const SHOWN_MAX: usize = 20;
+/// Objects read back at once.
+const READS_AT_ONCE: usize = 8;
+
+/// How closely is looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Names, sizes and records.
+    Names,
+    /// Every byte as well: on disk, and read back from the bucket.
+    Bytes,
+}
+
+/// What is held against each other.
+pub struct Subjects<'a> {
+    pub queue: &'a Queue,
+    pub spool: &'a Spool,
+    /// The bucket and the prefix of its keys; without one, uploaded photos are not looked at.
+    pub bucket: Option<(&'a Bucket, &'a str)>,
+    pub ledger: Option<&'a Path>,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Records in the queue.
+    pub records: u64,
+    /// Uploads whose object is in the bucket as it should be.
+    pub verified: u64,
+    pub verified_bytes: u64,
+    /// Uploads that wait, whose photo is on disk as it should be.
+    pub waiting: u64,
+    pub waiting_bytes: u64,
+    /// Acknowledged while the queue was away and not yet in it; their photos are on disk.
+    pub journaled: u64,
+    /// Set aside as dead.
+    pub dead: u64,
+    /// Objects under the prefix that belong to no record: purged, or not ours.
+    pub other_objects: u64,
+    /// Acknowledgements in the ledger.
+    pub acknowledged: u64,
+    pub acknowledged_bytes: u64,
+    /// Of those, photos that are nowhere, or not the bytes that were sent.
+    pub lost: u64,
+    /// How many disagreements there are.
+    pub disagreements: u64,
+    /// The first of them, in words.
+    pub shown: Vec<String>,
+}
+
+impl Report {
+    /// Nothing disagrees.
+    pub fn agrees(&self) -> bool {
+        self.disagreements == 0
+    }
+
+    fn disagree(&mut self, text: String) {
+        self.disagreements += 1;
+        if self.shown.len() < SHOWN_MAX {
+            self.shown.push(text);
+        }
+    }
+}
+
+/// Holds everything against everything. `progress` is told what is being done.
+pub async fn audit(subjects: &Subjects<'_>, depth: Depth, progress: impl Fn(&str)) -> Result<Report> {
+    let mut report = Report::default();
+    progress("reading the queue");
+    let records = all_records(subjects.queue).await?;
+    report.records = records.len() as u64;
+    check_books(subjects.queue, &mut report).await?;
+
+    progress("walking the spool");
+    let on_disk = photos_on_disk(subjects.spool, depth, &mut report).await?;
+    check_spool(subjects, &records, &on_disk, &mut report).await?;
+
+    if let Some((bucket, prefix)) = subjects.bucket {
+        progress("listing the bucket");
+        check_bucket(bucket, prefix, subjects.queue, &records, depth, &mut report, &progress).await?;
+    }
+    if let Some(path) = subjects.ledger {
+        progress("reading the ledger");
+        check_ledger(path, subjects, &records, &on_disk, &mut report).await?;
+    }
+    Ok(report)
+}
+
+async fn all_records(queue: &Queue) -> Result<HashMap<UploadId, Record>> {
+    let mut records = HashMap::new();
+    let mut after = Cursor::START;
+    loop {
+        let page = queue.list(&Filter::default(), after, PAGE_RECORDS_MAX).await?;
+        let full = page.len() == PAGE_RECORDS_MAX as usize;
+        for record in page {
+            after = Cursor { received_at: record.upload.received_at, id: record.upload.id };
+            records.insert(record.upload.id, record);
+        }
+        if !full {
+            return Ok(records);
+        }
+    }
+}
+
+/// The books must say what the records say; purged records stay in the books as uploaded.
+async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
+    let mut last = None;
+    for _ in 0..5 {
+        let (before, counted, after) = (queue.books().await?, queue.count().await?, queue.books().await?);
+        let still = |b: &Books| (b.queued, b.uploading, b.dead, b.shed);
+        let purged_only = before.uploaded.uploads >= counted.uploaded.uploads;
+        if still(&before) == still(&counted) && purged_only {
+            return Ok(());
+        }
+        last = Some((before, counted));
+        if before != after {
+            continue; // it moved meanwhile
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    if let Some((books, counted)) = last {
+        report.disagree(format!("the books say {books:?}, the records count to {counted:?}"));
+    }
+    Ok(())
+}
+
+async fn photos_on_disk(spool: &Spool, depth: Depth, report: &mut Report) -> Result<HashMap<UploadId, Upload>> {
+    let walker = spool.clone();
+    let (photos, damaged) = tokio::task::spawn_blocking(move || {
+        let (mut photos, mut damaged) = (Vec::new(), Vec::new());
+        walker.walk(|path, found| match found {
+            Ok(upload) => photos.push(upload),
+            // removed since the folder was read
+            Err(Error::Unavailable(_)) if !path.exists() => {}
+            Err(error) => damaged.push(error.to_string()),
+        })?;
+        Ok::<_, Error>((photos, damaged))
+    })
+    .await
+    .map_err(|e| Error::unavailable("the walk over the spool ended early", e))??;
+    damaged.into_iter().for_each(|text| report.disagree(text));
+    if depth == Depth::Bytes {
+        for upload in &photos {
+            match spool.read(Arc::new(upload.clone())).await {
+                Ok(_) | Err(Error::Missing(_)) => {}
+                Err(error) => report.disagree(format!("upload {} of {}: {error}", upload.id, upload.device_id)),
+            }
+        }
+    }
+    Ok(photos.into_iter().map(|upload| (upload.id, upload)).collect())
+}
+
+/// The record as it is now, for a second look.
+async fn again(queue: &Queue, id: UploadId) -> Result<Option<Record>> {
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    queue.get(id).await
+}
+
+fn waits(state: State) -> bool {
+    matches!(state, State::Queued | State::Uploading)
+}
+
+async fn check_spool(
+    subjects: &Subjects<'_>,
+    records: &HashMap<UploadId, Record>,
+    on_disk: &HashMap<UploadId, Upload>,
+    report: &mut Report,
+) -> Result<()> {
+    let journaled: HashSet<UploadId> =
+        subjects.spool.journaled(usize::MAX).await?.into_iter().map(|upload| upload.id).collect();
+    for (id, upload) in on_disk {
+        let record = match records.get(id) {
+            Some(record) => Some(record.clone()),
+            None => again(subjects.queue, *id).await?,
+        };
+        match record {
+            None if journaled.contains(id) => report.journaled += 1,
+            None => report.disagree(format!("upload {id} of {} is on disk but not in the queue", upload.device_id)),
+            Some(record) if record.upload.sha256 != upload.sha256 => {
+                report
+                    .disagree(format!("upload {id} of {} has other bytes on disk than in the queue", upload.device_id));
+            }
+            Some(_) => {}
+        }
+    }
+    for (id, record) in records.iter().filter(|(_, record)| waits(record.state) || record.state == State::Dead) {
+        if on_disk.contains_key(id) {
+            if record.state == State::Dead {
+                report.dead += 1;
+            } else {
+                report.waiting += 1;
+                report.waiting_bytes += record.upload.size_bytes;
+            }
+            continue;
+        }
+        let Some(now) = again(subjects.queue, *id).await? else { continue };
+        let there = subjects.spool.stream(now.upload.clone()).await.is_ok();
+        if waits(now.state) && !there {
+            report.disagree(format!(
+                "upload {id} of {} is {} but its photo is not on disk",
+                now.upload.device_id, now.state
+            ));
+        } else if now.state == State::Dead {
+            report.dead += 1;
+        }
+    }
+    Ok(())
+}
+
+async fn check_bucket(
+    bucket: &Bucket,
+    prefix: &str,
+    queue: &Queue,
+    records: &HashMap<UploadId, Record>,
+    depth: Depth,
+    report: &mut Report,
+    progress: &impl Fn(&str),
+) -> Result<()> {
+    let mut objects = HashMap::new();
+    bucket
+        .list(prefix, |object| {
+            objects.insert(object.key, object.size_bytes);
+        })
+        .await?;
+    let uploaded: Vec<&Record> = records.values().filter(|record| record.state == State::Uploaded).collect();
+    if depth == Depth::Bytes {
+        progress(&format!("reading {} objects back", uploaded.len()));
+    }
+    let mut checks = stream::iter(uploaded.iter().map(|record| async {
+        let upload = &record.upload;
+        let Some(size) = objects.get(&upload.object_key) else {
+            // the listing may be older than the record
+            return Ok(match bucket.read_back(&upload.object_key).await? {
+                Some(found) if found == (upload.size_bytes, upload.sha256) => None,
+                Some(_) => Some(format!("{} holds other bytes", upload.object_key)),
+                None => Some(format!("{} is not in the bucket", upload.object_key)),
+            });
+        };
+        if *size != upload.size_bytes {
+            return Ok(Some(format!("{} has {size} bytes, not {}", upload.object_key, upload.size_bytes)));
+        }
+        if depth == Depth::Bytes
+            && bucket.read_back(&upload.object_key).await? != Some((upload.size_bytes, upload.sha256))
+        {
+            return Ok(Some(format!("{} holds other bytes", upload.object_key)));
+        }
+        Ok::<_, Error>(None)
+    }))
+    .buffer_unordered(READS_AT_ONCE);
+    let (mut wrong, mut verified) = (Vec::new(), 0u64);
+    while let Some(check) = checks.next().await {
+        match check? {
+            Some(text) => wrong.push(text),
+            None => verified += 1,
+        }
+    }
+    drop(checks);
+    let bytes_of_verified: u64 = uploaded.iter().map(|record| record.upload.size_bytes).sum();
+    report.verified = verified;
+    report.verified_bytes = if wrong.is_empty() { bytes_of_verified } else { 0 };
+    for text in wrong {
+        report.disagree(format!("recorded as uploaded, but {text}"));
+    }
+    let keys: HashSet<&str> = records.values().map(|record| record.upload.object_key.as_str()).collect();
+    let unknown: Vec<&String> = objects.keys().filter(|key| !keys.contains(key.as_str())).collect();
+    for key in unknown {
+        // it may have been accepted and uploaded since the queue was read
+        let id = key.rsplit('/').next().and_then(|name| name.split('.').next()).and_then(|id| id.parse().ok());
+        let known = match id {
+            Some(id) => queue.get(id).await?.is_some(),
+            None => false,
+        };
+        report.other_objects += u64::from(!known);
+    }
+    Ok(())
+}
+
+/// Every acknowledgement must be true: the photo is on disk, or in the bucket, with the bytes that were sent.
+async fn check_ledger(
+    path: &Path,
+    subjects: &Subjects<'_>,
+    records: &HashMap<UploadId, Record>,
+    on_disk: &HashMap<UploadId, Upload>,
+    report: &mut Report,
+) -> Result<()> {
+    let mut sent: HashMap<(String, String), Sha256> = HashMap::new();
+    let mut acks: HashMap<UploadId, (ledger::Ack, String, String)> = HashMap::new();
+    ledger::read(path, |entry| match entry {
+        ledger::Entry::Sent { device_id, upload_id, sha256, .. } => drop(sent.insert((device_id, upload_id), sha256)),
+        ledger::Entry::Answered { device_id, upload_id, ack: Some(ack), .. } => {
+            acks.insert(ack.id, (ack, device_id, upload_id));
+        }
+        _ => {}
+    })
+    .map_err(|e| Error::unavailable(format_args!("cannot read the ledger {}", path.display()), e))?;
+
+    for (id, (ack, device_id, upload_id)) in acks {
+        report.acknowledged += 1;
+        report.acknowledged_bytes += ack.size_bytes;
+        let mut lost = |text: String| {
+            report.lost += 1;
+            report.disagree(format!("acknowledged upload {id} of {device_id}: {text}"));
+        };
+        if sent.get(&(device_id.clone(), upload_id)) != Some(&ack.sha256) {
+            lost("the acknowledgement is not of the bytes that were sent".to_owned());
+            continue;
+        }
+        let record = match records.get(&id) {
+            Some(record) => Some(record.clone()),
+            None => subjects.queue.get(id).await?,
+        };
+        match record {
+            Some(record) if record.upload.sha256 != ack.sha256 => lost("the queue has it with other bytes".to_owned()),
+            Some(_) => {} // where it must be was checked with the spool and the bucket
+            None if on_disk.get(&id).is_some_and(|upload| upload.sha256 == ack.sha256) => {}
+            None => {
+                // its record may have been purged
+                let in_bucket = match subjects.bucket {
+                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await? == Some((ack.size_bytes, ack.sha256)),
+                    None => false,
+                };
+                if !in_bucket {
+                    lost("it is neither on disk, nor in the queue, nor in the bucket".to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! The bucket: the only user of the S3 SDK.
+//!
+//! Always: one PUT a photo, with the SHA-256 taken at ingest, so that the store refuses altered bytes; success only when the
+//! store confirmed those bytes. Never: a retry of its own (the queue owns back-off, and bytes sent again are paid for again),
+//! and never a credential in an error.
+
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::types::ChecksumMode;
+use bytes::Bytes;
+use md5::{Digest, Md5};
+
+use crate::config::BucketConfig;
+use crate::error::{Error, Result};
+use crate::upload::{ImageType, Sha256, Sha256Hasher};
+
+/// Longest wait for a connection to the store.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the answer to a request without a photo.
+const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One bucket of one S3-compatible store. Cheap to clone.
+#[derive(Clone)]
+pub struct Bucket {
+    client: Client,
+    name: String,
+}
+
+/// A photo on its way to the bucket.
+#[derive(Debug, Clone)]
+pub struct Object<'a> {
+    pub key: &'a str,
+    pub content_type: ImageType,
+    pub sha256: Sha256,
+    pub photo: &'a Bytes,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub key: String,
+    pub size_bytes: u64,
+}
+
+/// How to reach a store without AWS's own variables: for the embedded one.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub url: String,
+    pub access_key: String,
+    pub secret_key: String,
+}
+
+impl Bucket {
+    /// The bucket of a configuration, with credentials, region and endpoint from AWS's own variables and chain.
+    pub async fn connect(config: &BucketConfig) -> Bucket {
+        let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
+        let mut builder = aws_sdk_s3::config::Builder::from(&shared).force_path_style(config.path_style);
+        if shared.region().is_none() {
+            // compatible stores do not care; AWS itself answers with the right one
+            builder = builder.region(Region::new("us-east-1"));
+        }
+        Bucket::with(builder, &config.name)
+    }
+
+    /// A bucket at an endpoint that is given, not configured.
+    pub fn at(endpoint: &Endpoint, name: &str) -> Bucket {
+        let credentials = Credentials::new(&endpoint.access_key, &endpoint.secret_key, None, None, "given");
+        let builder = aws_sdk_s3::config::Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(&endpoint.url)
+            .region(Region::new("us-east-1"))
+            .credentials_provider(credentials)
+            .force_path_style(true);
+        Bucket::with(builder, name)
+    }
+
+    fn with(builder: aws_sdk_s3::config::Builder, name: &str) -> Bucket {
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(SMALL_REQUEST_TIMEOUT).build();
+        let config = builder
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts)
+            // a paced body is meant to stall; the deadline of the attempt is ours
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            // otherwise the SDK adds trailers that several compatible stores refuse
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .build();
+        Bucket { client: Client::from_conf(config), name: name.to_owned() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Puts one photo, as `body` gives its bytes, and returns when the store has confirmed them.
+    ///
+    /// [`Error::Unavailable`] when the environment is at fault, [`Error::Refused`] when this very object is.
+    pub async fn put<B>(&self, object: Object<'_>, body: B) -> Result<()>
+    where
+        B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + Sync + 'static,
+    {
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.name)
+            .key(object.key)
+            .content_type(object.content_type.as_str())
+            .content_length(object.photo.len() as i64)
+            .checksum_sha256(object.sha256.base64())
+            .body(ByteStream::new(SdkBody::from_body_1_x(body)))
+            .customize()
+            .config_override(aws_sdk_s3::config::Builder::new().timeout_config(
+                // a slow link is no failure; whoever feeds the body watches its progress
+                TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).disable_operation_timeout().build(),
+            ))
+            .send()
+            .await
+            .map_err(|error| classify(&format!("PUT {}", object.key), error))?;
+        match put.checksum_sha256() {
+            Some(digest) => confirm_digest(&object, digest),
+            None => match self.confirmed(&object).await? {
+                true => Ok(()),
+                false => {
+                    Err(Error::Unavailable(format!("the store answered success, but {} is not there", object.key)))
+                }
+            },
+        }
+    }
+
+    /// Whether the store holds exactly this photo under its key. False when there is nothing; an error when there is
+    /// something else, or when the store gives no digest by which to tell.
+    pub async fn confirmed(&self, object: &Object<'_>) -> Result<bool> {
+        let head = self
+            .client
+            .head_object()
+            .bucket(&self.name)
+            .key(object.key)
+            .checksum_mode(ChecksumMode::Enabled)
+            .send()
+            .await;
+        let head = match head {
+            Ok(head) => head,
+            Err(error) if status(&error) == Some(404) => return Ok(false),
+            Err(error) => return Err(classify(&format!("HEAD {}", object.key), error)),
+        };
+        if head.content_length() != Some(object.photo.len() as i64) {
+            return Err(Error::Refused(format!(
+                "the store holds {} bytes under {}, not {}",
+                head.content_length().unwrap_or(0),
+                object.key,
+                object.photo.len()
+            )));
+        }
+        if let Some(digest) = head.checksum_sha256() {
+            return confirm_digest(object, digest).map(|()| true);
+        }
+        // without encryption or multipart an ETag is the MD5, which stores without checksums still give
+        let etag = head.e_tag().unwrap_or("").trim_matches('"').to_owned();
+        if etag.len() != 32 {
+            return Err(Error::Unavailable(format!(
+                "the store confirms neither a SHA-256 nor an MD5 of {}, so that no photo can be called uploaded",
+                object.key
+            )));
+        }
+        let md5: String = Md5::digest(object.photo).iter().map(|byte| format!("{byte:02x}")).collect();
+        if etag.eq_ignore_ascii_case(&md5) {
+            Ok(true)
+        } else {
+            Err(Error::Refused(format!("the store holds other bytes under {}", object.key)))
+        }
+    }
+
+    /// Size and digest of the object's bytes, read back whole. None when there is no such object.
+    pub async fn read_back(&self, key: &str) -> Result<Option<(u64, Sha256)>> {
+        let doing = format!("GET {key}");
+        let mut object = match self.client.get_object().bucket(&self.name).key(key).send().await {
+            Ok(object) => object,
+            Err(error) if status(&error) == Some(404) => return Ok(None),
+            Err(error) => return Err(classify(&doing, error)),
+        };
+        let (mut size, mut hasher) = (0, Sha256Hasher::new());
+        while let Some(piece) = object.body.next().await {
+            let piece = piece.map_err(|e| Error::unavailable(&doing, DisplayErrorContext(&e)))?;
+            size += piece.len() as u64;
+            hasher.update(&piece);
+        }
+        Ok(Some((size, hasher.finish())))
+    }
+
+    /// Calls `found` with every object whose key starts with `prefix`, in the order of their keys.
+    pub async fn list(&self, prefix: &str, mut found: impl FnMut(Listed)) -> Result<()> {
+        let mut pages = self.client.list_objects_v2().bucket(&self.name).prefix(prefix).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| classify("LIST", error))?;
+            for object in page.contents() {
+                let key = object.key().unwrap_or_default().to_owned();
+                found(Listed { key, size_bytes: object.size().unwrap_or(0).max(0) as u64 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the bucket; that it is there already is no error.
+    pub async fn create(&self) -> Result<()> {
+        match self.client.create_bucket().bucket(&self.name).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if status(&error) == Some(409) => Ok(()),
+            Err(error) => Err(classify("CREATE BUCKET", error)),
+        }
+    }
+}
+
+fn confirm_digest(object: &Object<'_>, digest: &str) -> Result<()> {
+    if digest == object.sha256.base64() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "the store says that the SHA-256 of {} is {digest}, not {}",
+        object.key,
+        object.sha256.base64()
+    )))
+}
+
+fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// The answers that blame this very object. Everything else is held to be the environment, because an upload that is
+/// wrongly set aside costs an operator's night, and one that is wrongly tried again costs a moment.
+const CODES_OF_THE_OBJECT: &[&str] = &[
+    "BadDigest",
+    "InvalidDigest",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+    "EntityTooLarge",
+    "EntityTooSmall",
+    "KeyTooLongError",
+    "MetadataTooLarge",
+    "InvalidObjectName",
+    "InvalidURI",
+];
+
+fn classify<E>(doing: &str, error: SdkError<E>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let status = status(&error);
+    match (&error, status) {
+        (SdkError::ServiceError(service), Some(status)) => {
+            let code = service.err().code().unwrap_or("no code");
+            let message = service.err().message().unwrap_or("no message");
+            let text = format!("{doing}: S3 answered {status} {code}: {message}{}", remedy(code));
+            if CODES_OF_THE_OBJECT.contains(&code) || status == 413 {
+                Error::Refused(text)
+            } else {
+                Error::Unavailable(text)
+            }
+        }
+        _ => Error::Unavailable(format!("{doing}: {}", DisplayErrorContext(&error))),
+    }
+}
+
+/// What an operator can do about the commoner answers.
+fn remedy(code: &str) -> &'static str {
+    match code {
+        "RequestTimeTooSkewed" => " (set this machine's clock: it is off by more than 15 minutes)",
+        "ExpiredToken" | "InvalidToken" => " (renew the AWS credentials)",
+        "InvalidAccessKeyId" | "SignatureDoesNotMatch" => " (check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
+        "AccessDenied" => " (the credentials need s3:PutObject and s3:GetObject on the bucket)",
+        "NoSuchBucket" => " (make the bucket, or set FOREBAY_S3_BUCKET)",
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" => " (set AWS_REGION to the bucket's region)",
+        _ => "",
+    }
+}

@@ -1,0 +1,196 @@
+//! `serve`, `ingest`, `drain`: the roles wired together, started and stopped in order.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Outcome, SettingFlags, stop_signal};
+use crate::bucket::Bucket;
+use crate::config::{Config, QueueUrl};
+use crate::console::{self, Parts};
+use crate::drain::Drain;
+use crate::http::listener;
+use crate::ingest::Ingest;
+use crate::keeper::Keeper;
+use crate::pacer::Pacer;
+use crate::queue::Queue;
+use crate::spool::Spool;
+use crate::telemetry;
+
+/// How long requests and uploads in flight may take to finish once the process is told to stop. Below the ten seconds after
+/// which container runtimes kill.
+pub const GRACE: Duration = Duration::from_secs(8);
+
+/// Which roles a process runs; the console is in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Roles {
+    All,
+    Ingest,
+    Drain,
+}
+
+impl Roles {
+    fn ingest(self) -> bool {
+        self != Roles::Drain
+    }
+
+    fn drain(self) -> bool {
+        self != Roles::Ingest
+    }
+
+    fn names(self) -> Vec<&'static str> {
+        match self {
+            Roles::All => vec!["ingest", "drain", "console"],
+            Roles::Ingest => vec!["ingest", "console"],
+            Roles::Drain => vec!["drain", "console"],
+        }
+    }
+}
+
+/// Runs until told to stop.
+pub async fn run(roles: Roles, flags: SettingFlags) -> Outcome {
+    let config = flags.config()?;
+    let bucket = match roles.drain() {
+        true => Some(Bucket::connect(config.require_bucket()?).await),
+        false => None,
+    };
+    let telemetry = telemetry::start(&config.log)?;
+    let stop = stop_signal();
+    let appliance = Appliance::start(&config, roles, bucket, Some(telemetry.registry()), stop.clone()).await?;
+    stop.cancelled().await;
+    tracing::info!("stopping: what is in flight may finish");
+    appliance.stopped().await;
+    tracing::info!("stopped");
+    let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The running roles of one process.
+pub struct Appliance {
+    pub queue: Queue,
+    pub spool: Spool,
+    pub pacer: Pacer,
+    /// Where devices send, if this process takes photos.
+    pub ingest_address: Option<SocketAddr>,
+    pub console_address: SocketAddr,
+    pub snapshots: tokio::sync::watch::Receiver<std::sync::Arc<crate::status::Status>>,
+    tasks: JoinSet<()>,
+}
+
+impl Appliance {
+    /// Starts `roles`; they stop when `stop` is cancelled.
+    pub async fn start(
+        config: &Config,
+        roles: Roles,
+        bucket: Option<Bucket>,
+        registry: Option<prometheus::Registry>,
+        stop: CancellationToken,
+    ) -> Result<Appliance, Failure> {
+        let spool = Spool::open(&config.data_dir, config.spool)?;
+        let queue = Queue::open(&config.queue)?;
+        let pacer = Pacer::new(config.uplink.allowance());
+        let mut tasks = JoinSet::new();
+        migrate(&config.queue, &queue, &mut tasks, &stop).await?;
+
+        let mut drain_parts = None;
+        if let Some(bucket) = bucket.filter(|_| roles.drain()) {
+            let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone());
+            drain_parts = Some((pacer.clone(), drain.condition()));
+            let keeper = Keeper::new(config, spool.clone(), queue.clone());
+            let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());
+            tasks.spawn(async move { drain.run(stop_drain, GRACE).await });
+            tasks.spawn(async move { keeper.run(stop_keeper).await });
+        }
+
+        let mut ingest_address = None;
+        if roles.ingest() {
+            let router = Ingest::new(config, spool.clone(), queue.clone(), stop.clone()).router();
+            let tcp = bind(config.listen, "FOREBAY_LISTEN").await?;
+            ingest_address = tcp.local_addr().ok();
+            let stop = stop.clone();
+            tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
+        }
+
+        let parts = Parts {
+            roles: roles.names(),
+            queue: queue.clone(),
+            spool: spool.clone(),
+            uplink: config.uplink,
+            drain: drain_parts,
+        };
+        let snapshots = console::start_snapshots(parts, stop.clone()).await;
+        let tcp = bind(config.console_listen, "FOREBAY_CONSOLE_LISTEN").await?;
+        let console_address = tcp.local_addr().unwrap_or(config.console_listen);
+        let router = console::router(snapshots.clone(), registry);
+        tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
+
+        tracing::info!(
+            roles = roles.names().join(","),
+            devices = ingest_address.map(|a| format!("http://{a}/")).unwrap_or_default(),
+            console = format!("http://{console_address}/"),
+            queue = queue.kind(),
+            data_dir = %config.data_dir.display(),
+            allowance = %config.uplink.allowance(),
+            "forebay is up"
+        );
+        Ok(Appliance { queue, spool, pacer, ingest_address, console_address, snapshots, tasks })
+    }
+
+    /// Waits until every role has stopped, and closes the queue.
+    pub async fn stopped(self) {
+        let queue = self.queue.clone();
+        self.roles_stopped().await;
+        queue.close().await;
+    }
+
+    /// Waits until every role has stopped; the queue stays open.
+    pub async fn roles_stopped(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a role ended in a panic");
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, variable: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure(format!("cannot listen on {address}: {error}; set {variable} to another address")))
+}
+
+/// Brings the schema up to date. A Postgres that is away does not keep a process from starting: photos are taken all the
+/// same, and the schema follows when it is back.
+async fn migrate(
+    url: &QueueUrl,
+    queue: &Queue,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let error = match queue.migrate().await {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    if let QueueUrl::Sqlite(path) = url {
+        return Err(Failure(format!("{}: {error}", path.display())));
+    }
+    tracing::warn!(%error, "the queue is away; its schema is checked when it is back");
+    let (queue, stop) = (queue.clone(), stop.clone());
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = stop.cancelled() => return,
+            }
+            if queue.migrate().await.is_ok() {
+                tracing::info!("the queue is there and its schema is up to date");
+                return;
+            }
+        }
+    });
+    Ok(())
+}

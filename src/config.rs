@@ -1,0 +1,479 @@
+//! The configuration: every setting, its default, where each value came from, and all that is wrong with them at once.
+//!
+//! Always: flag over environment over default; a secret may come from a file named by `<NAME>_FILE`; every error is
+//! reported together, by name, with what was expected. Never: a secret in any output, and no other file reads the
+//! environment (AWS's own variables are the SDK's to read; only the presence of an endpoint is looked at here).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::units::{ByteSize, Rate, Reserve, Share, parse_span};
+use crate::upload::KeyTemplate;
+
+/// One setting, as `sample.env`, `--help` and `forebay config` show it.
+#[derive(Debug)]
+pub struct Setting {
+    /// The variable, such as `FOREBAY_LISTEN`.
+    pub variable: &'static str,
+    /// The flag, such as `listen`.
+    pub flag: &'static str,
+    /// The text it has when nobody sets it; empty is none.
+    pub default: &'static str,
+    /// Its value is never shown, and may come from a file.
+    pub secret: bool,
+    pub help: &'static str,
+}
+
+const fn setting(variable: &'static str, flag: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { variable, flag, default, secret: false, help }
+}
+
+/// Every setting there is, in the order in which they are shown.
+pub static SETTINGS: &[Setting] = &[
+    setting("FOREBAY_LISTEN", "listen", "127.0.0.1:8080", "Where devices send their photos"),
+    setting(
+        "FOREBAY_CONSOLE_LISTEN",
+        "console-listen",
+        "127.0.0.1:8081",
+        "Where the operator looks: status and metrics",
+    ),
+    setting("FOREBAY_DATA_DIR", "data-dir", "./forebay-data", "The spool, and the SQLite queue"),
+    Setting {
+        variable: "FOREBAY_QUEUE_URL",
+        flag: "queue-url",
+        default: "sqlite",
+        secret: true,
+        help: "sqlite (in the data dir), or postgres://user:password@host/database",
+    },
+    setting("FOREBAY_S3_BUCKET", "s3-bucket", "", "The bucket that photos go to"),
+    setting("FOREBAY_S3_PREFIX", "s3-prefix", "", "What every object key starts with"),
+    setting("FOREBAY_S3_KEY", "s3-key", "{device}/{yyyy}/{mm}/{dd}/{id}.{ext}", "The object key's template"),
+    setting(
+        "FOREBAY_S3_PATH_STYLE",
+        "s3-path-style",
+        "auto",
+        "auto, always or never: auto is path style when an endpoint is set",
+    ),
+    setting("FOREBAY_UPLINK_RATE", "uplink-rate", "200Mbit/s", "The site's uplink"),
+    setting("FOREBAY_UPLINK_SHARE", "uplink-share", "20%", "The share of it that uploads may use"),
+    setting("FOREBAY_UPLOAD_MAX_BYTES", "upload-max-bytes", "10MiB", "The largest photo that is accepted"),
+    setting("FOREBAY_BODY_TIMEOUT", "body-timeout", "2m", "The longest a device may take to send one photo"),
+    setting("FOREBAY_RETAIN", "retain", "0s", "How long an uploaded photo stays on disk"),
+    setting(
+        "FOREBAY_RECORD_RETAIN",
+        "record-retain",
+        "7d",
+        "How long the record of an uploaded photo stays in the queue",
+    ),
+    setting(
+        "FOREBAY_SPOOL_RESERVE",
+        "spool-reserve",
+        "5%",
+        "Free disk (and inodes) below which new photos are refused",
+    ),
+    setting("FOREBAY_SPOOL_MAX", "spool-max", "", "The most bytes that the spool may hold, whatever the disk has"),
+    setting("FOREBAY_LOG", "log", "info", "The log filter, such as info or forebay=debug"),
+    setting("FOREBAY_LOG_FORMAT", "log-format", "text", "text or json"),
+];
+
+/// The whole configuration, valid.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub console_listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub queue: QueueUrl,
+    /// None where no bucket is named; the roles that need one are refused at start.
+    pub bucket: Option<BucketConfig>,
+    pub keys: KeyTemplate,
+    pub uplink: Uplink,
+    pub upload_max: ByteSize,
+    pub body_timeout: Duration,
+    pub retain: Duration,
+    pub record_retain: Duration,
+    pub spool: SpoolLimits,
+    pub log: LogConfig,
+}
+
+/// Where the queue is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum QueueUrl {
+    /// A file in the data dir.
+    Sqlite(PathBuf),
+    /// A Postgres URL. It may hold a password, so it is never printed.
+    Postgres(String),
+}
+
+impl fmt::Debug for QueueUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QueueUrl::Sqlite(path) => write!(f, "sqlite {}", path.display()),
+            QueueUrl::Postgres(_) => f.write_str("postgres"),
+        }
+    }
+}
+
+/// Where photos go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketConfig {
+    pub name: String,
+    pub prefix: String,
+    pub path_style: bool,
+}
+
+/// The link and the share of it that uploads may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uplink {
+    pub rate: Rate,
+    pub share: Share,
+}
+
+impl Uplink {
+    /// Bytes per second that the drain may put on the wire.
+    pub fn allowance(&self) -> Rate {
+        Rate(self.rate.share(self.share).0.max(1))
+    }
+}
+
+/// How much room the spool may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolLimits {
+    pub reserve: Reserve,
+    pub max: Option<ByteSize>,
+}
+
+/// What is logged, and in which form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    pub filter: String,
+    pub json: bool,
+    /// An OpenTelemetry collector is named, so traces and metrics go there too.
+    pub otlp: bool,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    Environment,
+    File(PathBuf),
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::Environment => f.write_str("environment"),
+            Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+/// One setting's text as it is in force.
+#[derive(Debug, Clone)]
+pub struct Value {
+    pub setting: &'static Setting,
+    pub text: String,
+    pub origin: Origin,
+}
+
+impl Value {
+    /// The text, with a secret's password replaced.
+    pub fn shown(&self) -> String {
+        if self.setting.secret { redacted(&self.text) } else { self.text.clone() }
+    }
+}
+
+/// `postgres://user:***@host/db`: everything but the password; text without a recognisable password is hidden whole,
+/// unless it is a plain word.
+fn redacted(text: &str) -> String {
+    let plain_word = text.chars().all(|c| c.is_ascii_alphanumeric());
+    match (text.split_once("://"), text.rfind('@')) {
+        _ if plain_word => text.to_owned(),
+        (Some((scheme, rest)), Some(at)) => {
+            let user = rest.split([':', '@']).next().unwrap_or("");
+            let place = text[at + 1..].split('?').next().unwrap_or("");
+            format!("{scheme}://{user}:***@{place}")
+        }
+        _ => "***".to_owned(),
+    }
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} error{}", self.0.len(), if self.0.len() == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// What a configuration is read from.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// By flag name.
+    pub flags: BTreeMap<String, String>,
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// The flags given, over this process's environment.
+    pub fn process(flags: BTreeMap<String, String>) -> Self {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+            .collect();
+        Source { flags, environment }
+    }
+
+    /// Each setting's text and origin. Errors are unreadable files, names given twice, and unknown variables.
+    pub fn values(&self) -> (Vec<Value>, Vec<String>) {
+        let mut errors = self.unknown_variables();
+        let values = SETTINGS.iter().map(|setting| self.value(setting, &mut errors)).collect();
+        (values, errors)
+    }
+
+    fn value(&self, setting: &'static Setting, errors: &mut Vec<String>) -> Value {
+        let of = |text: &str, origin| Value { setting, text: text.to_owned(), origin };
+        if let Some(text) = self.flags.get(setting.flag) {
+            return of(text, Origin::Flag);
+        }
+        // compose files and unit files hand down unset variables as empty ones
+        let plain = self.environment.get(setting.variable).filter(|text| !text.is_empty());
+        let file_variable = format!("{}_FILE", setting.variable);
+        let file = self.environment.get(&file_variable).filter(|text| setting.secret && !text.is_empty());
+        match (plain, file) {
+            (Some(_), Some(_)) => {
+                errors.push(format!("{} and {file_variable} are both set; keep one", setting.variable));
+                of(setting.default, Origin::Default)
+            }
+            (Some(text), None) => of(text, Origin::Environment),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => of(text.trim(), Origin::File(path.into())),
+                Err(error) => {
+                    errors.push(format!("{file_variable}: cannot read {path}: {error}"));
+                    of(setting.default, Origin::Default)
+                }
+            },
+            (None, None) => of(setting.default, Origin::Default),
+        }
+    }
+
+    /// A misspelt variable would otherwise be silently without effect.
+    fn unknown_variables(&self) -> Vec<String> {
+        let known = |name: &str| {
+            SETTINGS.iter().any(|s| name == s.variable || (s.secret && name.strip_suffix("_FILE") == Some(s.variable)))
+        };
+        // Kubernetes gives every pod such variables when a service is called forebay
+        let injected = |name: &str| name.starts_with("FOREBAY_PORT") || name.starts_with("FOREBAY_SERVICE_");
+        self.environment
+            .keys()
+            .filter(|name| name.starts_with("FOREBAY_") && !known(name) && !injected(name))
+            .map(|name| format!("{name}: there is no such setting; `forebay config` lists them all"))
+            .collect()
+    }
+}
+
+impl Config {
+    /// Reads and checks everything.
+    pub fn load(source: &Source) -> Result<Config, ConfigErrors> {
+        let (values, errors) = source.values();
+        let mut read = Reader { values, errors };
+
+        let listen = read.parsed("FOREBAY_LISTEN", address);
+        let console_listen = read.parsed("FOREBAY_CONSOLE_LISTEN", address);
+        let data_dir = PathBuf::from(read.text("FOREBAY_DATA_DIR"));
+        let queue = read.parsed("FOREBAY_QUEUE_URL", |text| queue_url(text, &data_dir));
+        let path_style = read.parsed("FOREBAY_S3_PATH_STYLE", |text| match text {
+            "auto" => Ok(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+                .iter()
+                .any(|name| source.environment.get(*name).is_some_and(|text| !text.is_empty()))),
+            "always" => Ok(true),
+            "never" => Ok(false),
+            other => Err(format!("expected auto, always or never, found {other:?}")),
+        });
+        let prefix = read.text("FOREBAY_S3_PREFIX");
+        let keys = read.parsed("FOREBAY_S3_KEY", |text| KeyTemplate::new(&prefix, text));
+        let bucket_name = read.parsed("FOREBAY_S3_BUCKET", bucket_name);
+        let rate = read.parsed("FOREBAY_UPLINK_RATE", str::parse);
+        let share = read.parsed("FOREBAY_UPLINK_SHARE", str::parse);
+        let upload_max = read.parsed("FOREBAY_UPLOAD_MAX_BYTES", |text| {
+            text.parse().and_then(|size: ByteSize| match size.0 {
+                1..=1_073_741_824 => Ok(size),
+                _ => Err(format!("expected from 1 byte to 1GiB, found {text:?}")),
+            })
+        });
+        let body_timeout = read.parsed("FOREBAY_BODY_TIMEOUT", |text| match parse_span(text)? {
+            Duration::ZERO => Err("expected more than no time at all".to_owned()),
+            span => Ok(span),
+        });
+        let retain = read.parsed("FOREBAY_RETAIN", parse_span);
+        let record_retain = read.parsed("FOREBAY_RECORD_RETAIN", parse_span);
+        let reserve = read.parsed("FOREBAY_SPOOL_RESERVE", str::parse);
+        let spool_max = read.parsed("FOREBAY_SPOOL_MAX", |text| match text {
+            "" => Ok(None),
+            text => text.parse().map(Some),
+        });
+        let filter = read.text("FOREBAY_LOG");
+        let json = read.parsed("FOREBAY_LOG_FORMAT", |text| match text {
+            "text" => Ok(false),
+            "json" => Ok(true),
+            other => Err(format!("expected text or json, found {other:?}")),
+        });
+        let otlp = source.environment.iter().any(|(name, text)| {
+            name.starts_with("OTEL_EXPORTER_OTLP_") && name.ends_with("ENDPOINT") && !text.is_empty()
+        });
+
+        let errors = read.errors;
+        let config = (|| {
+            let (keys, path_style) = (keys?, path_style?);
+            Some(Config {
+                listen: listen?,
+                console_listen: console_listen?,
+                data_dir,
+                queue: queue?,
+                bucket: bucket_name?.map(|name| BucketConfig { name, prefix: keys.prefix().to_owned(), path_style }),
+                keys,
+                uplink: Uplink { rate: rate?, share: share? },
+                upload_max: upload_max?,
+                body_timeout: body_timeout?,
+                retain: retain?,
+                record_retain: record_retain?,
+                spool: SpoolLimits { reserve: reserve?, max: spool_max? },
+                log: LogConfig { filter, json: json?, otlp },
+            })
+        })();
+        match config {
+            Some(config) if errors.is_empty() => Ok(config),
+            _ => Err(ConfigErrors(errors)),
+        }
+    }
+
+    /// The bucket, for a role that cannot do without.
+    pub fn require_bucket(&self) -> Result<&BucketConfig, ConfigErrors> {
+        self.bucket.as_ref().ok_or_else(|| {
+            ConfigErrors(vec![
+                "FOREBAY_S3_BUCKET: expected the name of the bucket that photos go to, found none".into(),
+            ])
+        })
+    }
+}
+
+/// Looks settings up by name and gathers what is wrong with them.
+struct Reader {
+    values: Vec<Value>,
+    errors: Vec<String>,
+}
+
+impl Reader {
+    fn text(&self, variable: &str) -> String {
+        let value = self.values.iter().find(|value| value.setting.variable == variable);
+        debug_assert!(value.is_some(), "{variable} is not in SETTINGS");
+        value.map(|value| value.text.clone()).unwrap_or_default()
+    }
+
+    fn parsed<T>(&mut self, variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        parse(&self.text(variable)).map_err(|wrong| self.errors.push(format!("{variable}: {wrong}"))).ok()
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("expected an address and port such as 0.0.0.0:8080, found {text:?}"))
+}
+
+fn queue_url(text: &str, data_dir: &std::path::Path) -> Result<QueueUrl, String> {
+    match text {
+        "sqlite" => Ok(QueueUrl::Sqlite(data_dir.join("queue.sqlite"))),
+        _ if text.starts_with("postgres://") || text.starts_with("postgresql://") => {
+            Ok(QueueUrl::Postgres(text.to_owned()))
+        }
+        // the text may hold a password, so it is not repeated
+        _ => Err("expected sqlite or postgres://user:password@host/database".to_owned()),
+    }
+}
+
+/// Empty is none. S3's own rules for names, in short.
+fn bucket_name(text: &str) -> Result<Option<String>, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    match text {
+        "" => Ok(None),
+        _ if (3..=63).contains(&text.len()) && text.chars().all(allowed) => Ok(Some(text.to_owned())),
+        _ => Err(format!("expected a bucket's name (3 to 63 lower-case letters, digits, '-' and '.'), found {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(environment: &[(&str, &str)]) -> Source {
+        Source {
+            flags: BTreeMap::new(),
+            environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+        }
+    }
+
+    #[test]
+    fn nothing_set_is_a_valid_configuration() {
+        let config = Config::load(&source(&[])).unwrap();
+        assert_eq!(config.uplink.allowance(), Rate(5_000_000));
+        assert!(config.bucket.is_none());
+    }
+
+    #[test]
+    fn every_error_is_reported_at_once_by_name() {
+        let wrong = source(&[
+            ("FOREBAY_LISTEN", "everywhere"),
+            ("FOREBAY_UPLINK_RATE", "0Mbit/s"),
+            ("FOREBAY_UPLINK_SHARE", "120%"),
+            ("FOREBAY_S3_KEY", "{device}.jpg"),
+            ("FOREBAY_UPLOAD_MAX_BYTES", "2TB"),
+            ("FOREBAY_RETIAN", "1h"),
+        ]);
+        let ConfigErrors(errors) = Config::load(&wrong).unwrap_err();
+        for name in [
+            "FOREBAY_LISTEN",
+            "FOREBAY_UPLINK_RATE",
+            "FOREBAY_UPLINK_SHARE",
+            "FOREBAY_S3_KEY",
+            "FOREBAY_UPLOAD_MAX_BYTES",
+            "FOREBAY_RETIAN",
+        ] {
+            assert!(errors.iter().any(|e| e.starts_with(name)), "{name} is missing from {errors:?}");
+        }
+        assert_eq!(errors.len(), 6);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment() {
+        let mut source = source(&[("FOREBAY_UPLINK_SHARE", "30%")]);
+        source.flags.insert("uplink-share".into(), "40%".into());
+        assert_eq!(Config::load(&source).unwrap().uplink.share, "40%".parse().unwrap());
+    }
+
+    #[test]
+    fn a_secret_is_never_shown_and_may_come_from_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "postgres://forebay:s3cret@db/forebay?password=s3cret\n").unwrap();
+        let source = source(&[("FOREBAY_QUEUE_URL_FILE", file.path().to_str().unwrap())]);
+        let config = Config::load(&source).unwrap();
+        assert!(matches!(config.queue, QueueUrl::Postgres(_)));
+        let (values, _) = source.values();
+        let shown: Vec<String> = values.iter().map(Value::shown).collect();
+        assert!(shown.contains(&"postgres://forebay:***@db/forebay".to_owned()), "{shown:?}");
+        assert!(!format!("{shown:?}{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn variables_that_kubernetes_injects_are_let_be() {
+        assert!(Config::load(&source(&[("FOREBAY_SERVICE_HOST", "10.0.0.1"), ("FOREBAY_PORT_8080_TCP", "x")])).is_ok());
+    }
+}

@@ -1,0 +1,59 @@
+//! The operator's listener: status and metrics of the whole site, from any process.
+//!
+//! Always: on an address of its own, apart from the devices'. Never: work of its own for each viewer; all see one snapshot.
+
+mod snapshot;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::sync::watch;
+
+pub use self::snapshot::{Parts, start as start_snapshots};
+use crate::http::problem::{Kind, Problem, method_not_allowed, not_found};
+use crate::status::Status;
+use crate::telemetry;
+
+#[derive(Clone)]
+struct Console {
+    snapshots: watch::Receiver<Arc<Status>>,
+    registry: Option<prometheus::Registry>,
+}
+
+/// The operator's API. Without a registry there are no metrics.
+pub fn router(snapshots: watch::Receiver<Arc<Status>>, registry: Option<prometheus::Registry>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Console { snapshots, registry })
+}
+
+/// The snapshot as text.
+async fn page(State(console): State<Console>) -> String {
+    format!("{}\n", console.snapshots.borrow().as_ref())
+}
+
+async fn status(State(console): State<Console>) -> Json<Arc<Status>> {
+    Json(console.snapshots.borrow().clone())
+}
+
+async fn metrics(State(console): State<Console>) -> Response {
+    let Some(registry) = &console.registry else {
+        return Problem::new(Kind::NotFound, "this process keeps no metrics").into_response();
+    };
+    match telemetry::encode(registry) {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be shown");
+            Problem::new(Kind::Internal, "the metrics cannot be shown; see the log").into_response()
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One attempt to bring one upload to the bucket.
+//!
+//! Always: success is recorded only under the attempt's own fence; the environment's faults charge nobody; an attempt that
+//! is cut short gives its lease back. Never: an attempt given up for being slow, as long as bytes move.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::Drain;
+use super::paced_body::{PacedBody, Progress};
+use crate::bucket::Object;
+use crate::error::{Error, Result};
+use crate::queue::Lease;
+use crate::telemetry::{link_trace, metrics};
+
+/// How long a claim holds, unless it is renewed.
+pub const LEASE: Duration = Duration::from_secs(60);
+const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// Without a single byte handed over for this long, the connection is as good as dead.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// The size of a PUT's or HEAD's own head, paid for like the photo: signed headers of some 900 bytes.
+const REQUEST_HEAD_BYTES: u64 = 900;
+/// After so many failures of its own an upload is set aside.
+const FAILURES_MAX: i32 = 5;
+/// The rest after the first failure; it doubles with each.
+pub const REST: Duration = Duration::from_secs(10);
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// S3 has it. The queue may not know yet if it is away; then a later attempt finds the object there.
+    Uploaded,
+    /// The upload itself is at fault, and was charged.
+    Charged,
+    /// The environment is at fault; nobody was charged.
+    Environment(String),
+    /// Somebody else holds the lease, or the process is stopping.
+    GivenUp,
+}
+
+/// Sends the upload of `lease`; `cut` ends the attempt early.
+pub async fn attempt(drain: &Drain, lease: Lease, cut: CancellationToken) -> Outcome {
+    let span = tracing::info_span!("drain", upload = %lease.upload.id, device = %lease.upload.device_id, attempt = lease.attempt);
+    if let Some(accepted_in) = &lease.upload.traceparent {
+        link_trace(&span, accepted_in);
+    }
+    async {
+        let progress = Progress::default();
+        let sent = tokio::select! {
+            sent = send(drain, &lease, &progress) => sent,
+            watched = watch(drain, &lease, &progress) => Err(watched),
+            () = cut.cancelled() => Err(Failed::GivenUp),
+        };
+        conclude(drain, &lease, sent).await
+    }
+    .instrument(span)
+    .await
+}
+
+/// Why an attempt did not bring the photo to the bucket.
+enum Failed {
+    Spool(Error),
+    Bucket(Error),
+    GivenUp,
+}
+
+/// True when the object was there already.
+async fn send(drain: &Drain, lease: &Lease, progress: &Progress) -> std::result::Result<bool, Failed> {
+    let upload = &lease.upload;
+    let photo = drain.spool.read(upload.clone()).await.map_err(Failed::Spool)?;
+    let object =
+        Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &photo };
+    if lease.attempt > 1 {
+        // the attempt before may have succeeded without anyone hearing of it
+        drain.pay(REQUEST_HEAD_BYTES).await;
+        match drain.bucket.confirmed(&object).await {
+            Ok(true) => return Ok(true),
+            // nothing there, or not these bytes: the key is this upload's alone, so it is written
+            Ok(false) | Err(Error::Refused(_)) => {}
+            Err(error) => return Err(Failed::Bucket(error)),
+        }
+    }
+    drain.pay(REQUEST_HEAD_BYTES).await;
+    let body = PacedBody::new(photo.clone(), drain.pacer.clone(), progress.clone());
+    drain.bucket.put(object, body).await.map(|()| false).map_err(Failed::Bucket)
+}
+
+/// Keeps the lease alive; ends only when the attempt must be given up.
+async fn watch(drain: &Drain, lease: &Lease, progress: &Progress) -> Failed {
+    let (mut moved, mut moved_at, mut renewed_at) = (0, Instant::now(), Instant::now());
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if progress.bytes() != moved {
+            (moved, moved_at) = (progress.bytes(), Instant::now());
+        }
+        if moved_at.elapsed() > STALL_MAX {
+            let text = format!("no byte left for {} s; the link or the store hangs", STALL_MAX.as_secs());
+            return Failed::Bucket(Error::Unavailable(text));
+        }
+        if renewed_at.elapsed() >= RENEW_EVERY {
+            renewed_at = Instant::now();
+            // a queue that is away cannot give the lease to anyone else either
+            if let Ok(false) = drain.queue.renew(lease, LEASE).await {
+                return Failed::GivenUp;
+            }
+        }
+    }
+}
+
+/// Tells the queue.
+async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, Failed>) -> Outcome {
+    match sent {
+        Ok(already_there) => {
+            metrics().attempted(if already_there { "already_there" } else { "uploaded" });
+            if !told(|| drain.queue.finish(lease)).await {
+                tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
+            }
+            tracing::debug!(already_there, "uploaded");
+            Outcome::Uploaded
+        }
+        Err(Failed::Spool(Error::Damaged(why))) => {
+            charge(drain, lease, "damaged", &format!("damaged on disk: {why}"), None).await
+        }
+        // on a network file system a new file may not be in sight yet
+        Err(Failed::Spool(Error::Missing(why))) => charge(drain, lease, "damaged", &why, Some(drain.rest)).await,
+        Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) => {
+            charge(drain, lease, "refused", &why, Some(drain.rest)).await
+        }
+        Err(Failed::Spool(error) | Failed::Bucket(error)) => {
+            metrics().attempted("environment");
+            let _ = told(|| drain.queue.release(lease)).await;
+            Outcome::Environment(error.to_string())
+        }
+        Err(Failed::GivenUp) => {
+            metrics().attempted("given_up");
+            let _ = told(|| drain.queue.release(lease)).await;
+            Outcome::GivenUp
+        }
+    }
+}
+
+/// Charges a failure; without a rest, or after too many, the upload is set aside.
+async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, rest: Option<Duration>) -> Outcome {
+    metrics().attempted(outcome);
+    let rest =
+        rest.filter(|_| lease.failures + 1 < FAILURES_MAX).map(|rest| rest * 2u32.pow(lease.failures.max(0) as u32));
+    match rest {
+        Some(rest) => {
+            tracing::warn!(why, failures = lease.failures + 1, rest_seconds = rest.as_secs(), "the upload failed")
+        }
+        None => tracing::error!(why, "the upload is set aside as dead"),
+    }
+    let _ = told(|| drain.queue.charge(lease, why, rest)).await;
+    Outcome::Charged
+}
+
+/// Tries for a while to tell the queue something; what it does not hear, the lease's end says in its stead.
+async fn told<F: Future<Output = Result<bool>>>(mut tell: impl FnMut() -> F) -> bool {
+    for pause_ms in [100, 400, 1600, 6400] {
+        match tell().await {
+            Ok(heard) => return heard,
+            Err(_) => sleep(Duration::from_millis(pause_ms)).await,
+        }
+    }
+    false
+}

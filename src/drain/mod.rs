@@ -1,0 +1,172 @@
+//! The way out: claims uploads, paces them, puts them to S3.
+//!
+//! Always: bytes are paid for before they leave; when the environment is at fault the whole drain pauses, and a single
+//! upload probes whether it is over. Never: an upload charged for the environment, or set aside because of it.
+
+mod attempt;
+mod paced_body;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use self::attempt::{LEASE, Outcome, attempt};
+use crate::bucket::Bucket;
+use crate::pacer::Pacer;
+use crate::queue::Queue;
+use crate::spool::Spool;
+use crate::status::Condition;
+use crate::telemetry::metrics;
+use crate::units::UnixMs;
+
+/// Uploads on their way at once: enough to fill the allowance while others wait for their answers.
+const UPLOADS_AT_ONCE: usize = 8;
+/// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
+const IDLE: Duration = Duration::from_millis(500);
+/// The first pause after a fault of the environment; it doubles up to the longest, which keeps the way back short.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// One drain. Cheap to clone.
+#[derive(Clone)]
+pub struct Drain {
+    spool: Spool,
+    queue: Queue,
+    bucket: Bucket,
+    pacer: Pacer,
+    owner: String,
+    rest: Duration,
+    condition: watch::Sender<Condition>,
+}
+
+/// A pause that the environment forced.
+struct Pause {
+    since: UnixMs,
+    until: Instant,
+    probes: u32,
+}
+
+impl Drain {
+    pub fn new(spool: Spool, queue: Queue, bucket: Bucket, pacer: Pacer) -> Self {
+        let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        Drain { spool, queue, bucket, pacer, owner, rest: attempt::REST, condition: watch::Sender::new(Condition::Idle) }
+    }
+
+    /// With another rest after an upload's first failure of its own; it doubles with each further one.
+    pub fn resting(self, rest: Duration) -> Self {
+        Drain { rest, ..self }
+    }
+
+    /// What it is doing, as it changes.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    async fn pay(&self, bytes: u64) {
+        self.pacer.pay(bytes).await;
+        metrics().sent(bytes);
+    }
+
+    /// Pours until `stop` is cancelled, then gives uploads on their way `grace` to finish; what does not, goes back to the
+    /// queue.
+    pub async fn run(&self, stop: CancellationToken, grace: Duration) {
+        let cut = CancellationToken::new();
+        let mut on_their_way: JoinSet<Outcome> = JoinSet::new();
+        let mut pause: Option<Pause> = None;
+        let mut queue_away = false;
+
+        while !stop.is_cancelled() {
+            let at_once = if pause.is_some() { 1 } else { UPLOADS_AT_ONCE };
+            let free = at_once.saturating_sub(on_their_way.len());
+            let resting = pause.as_ref().is_some_and(|p| p.until > Instant::now());
+
+            let mut idle = false;
+            if free > 0 && !resting {
+                match self.queue.claim(&self.owner, free as u32, LEASE).await {
+                    Ok(leases) => {
+                        if std::mem::take(&mut queue_away) {
+                            tracing::info!("the queue answers again");
+                        }
+                        idle = leases.len() < free;
+                        for lease in leases {
+                            let (drain, cut) = (self.clone(), cut.clone());
+                            on_their_way.spawn(async move { attempt(&drain, lease, cut).await });
+                        }
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut queue_away, true) {
+                            tracing::warn!(%error, "cannot claim uploads; trying again");
+                        }
+                        idle = true;
+                    }
+                }
+            }
+            self.show(&pause, on_their_way.is_empty());
+
+            let rest = pause.as_ref().filter(|_| resting).map(|p| p.until);
+            tokio::select! {
+                Some(ended) = on_their_way.join_next() => match ended {
+                    Ok(outcome) => self.take_note(outcome, &mut pause),
+                    Err(error) => tracing::error!(%error, "an attempt ended in a panic; its lease will run out"),
+                },
+                () = self.queue.arrival(), if idle && !queue_away => {}
+                () = tokio::time::sleep(IDLE), if idle => {}
+                () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
+                () = stop.cancelled() => {}
+                else => {} // nothing is on its way and nothing to wait for: claim
+            }
+        }
+
+        self.condition.send_replace(Condition::Stopping);
+        let finished = async { while on_their_way.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, finished).await.is_err() {
+            tracing::info!(uploads = on_their_way.len(), "uploads still on their way go back to the queue");
+            cut.cancel();
+            while on_their_way.join_next().await.is_some() {}
+        }
+    }
+
+    /// The first fault is logged; what follows is counted until it is over.
+    fn take_note(&self, outcome: Outcome, pause: &mut Option<Pause>) {
+        match outcome {
+            Outcome::Environment(reason) => {
+                let now = Instant::now();
+                let (since, probes) = match pause {
+                    // several were on their way when it broke; they are one fault
+                    Some(pause) if pause.until > now => return,
+                    Some(pause) => (pause.since, pause.probes + 1),
+                    None => {
+                        tracing::warn!(%reason, "the drain pauses until this is over; no upload is charged for it");
+                        (UnixMs::now(), 0)
+                    }
+                };
+                let rest = PAUSE_MIN.saturating_mul(1 << probes.min(10)).min(PAUSE_MAX);
+                let rest = rest.mul_f64(rand::random_range(0.8..1.0));
+                *pause = Some(Pause { since, until: now + rest, probes });
+                let until = UnixMs(UnixMs::now().0 + rest.as_millis() as i64);
+                self.condition.send_replace(Condition::Paused { reason, since, until });
+            }
+            Outcome::Uploaded => {
+                if let Some(over) = pause.take() {
+                    let seconds = UnixMs::now().since(over.since).as_secs();
+                    tracing::info!(paused_seconds = seconds, probes = over.probes, "the drain pours again");
+                }
+            }
+            Outcome::Charged | Outcome::GivenUp => {}
+        }
+    }
+
+    fn show(&self, pause: &Option<Pause>, nothing_on_its_way: bool) {
+        if pause.is_none() {
+            let condition = if nothing_on_its_way { Condition::Idle } else { Condition::Pouring };
+            self.condition.send_if_modified(|shown| {
+                let changed = *shown != condition;
+                *shown = condition;
+                changed
+            });
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Serves a router on a TCP listener.
+//!
+//! Always: a permit is taken before a connection is accepted, so that the number of connections is bounded; a head that
+//! comes too slowly ends its connection; stopping closes the door first, then lets requests in flight finish.
+//! Never: waits longer than the deadline to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at once on one listener. Each costs some 20 kB while idle.
+const CONNECTIONS_MAX: usize = 4096;
+/// The longest a connection may idle or take over a request's head. Longer than nginx keeps its side open, so that it is
+/// never the appliance that closes a connection on which a request is already on its way.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Serves `router` until `stop` is cancelled, then gives requests in flight `grace` to finish.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, grace: Duration) {
+    let connections = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &permits) => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // out of file descriptors, or the peer went away between SYN and accept
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // a peer that hangs up is its own affair; whatever concerns an upload was logged where it was handled
+            let _ = connection.await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(grace, connections.shutdown()).await.is_err() {
+        tracing::warn!(grace_seconds = grace.as_secs(), "requests were still in flight when the time to stop was over");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}

@@ -1,0 +1,4 @@
+//! The HTTP edge that both listeners share: how connections are served, and how errors look.
+
+pub mod listener;
+pub mod problem;

@@ -1,0 +1,241 @@
+//! A request's body becomes fields and a photo: three kinds of body, one meaning.
+//!
+//! Always: the photo is decoded once, as it comes, and its digest is taken on the way; a body is given up as soon as it is
+//! known to be too large or too slow. Never: a photo held as text, or more of a body held than the photo and 64 KiB.
+
+mod base64;
+mod json;
+mod multipart;
+mod raw;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+
+use super::admission::Room;
+use crate::http::problem::{Kind, Problem};
+use crate::upload::{Sha256, Sha256Hasher};
+
+/// The most bytes of everything but the photo.
+pub const REST_BYTES_MAX: usize = 64 * 1024;
+/// The longest silence in the middle of a body.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// What a device says of its photo, not yet checked.
+#[derive(Debug, Default, PartialEq)]
+pub struct Fields {
+    pub device_id: Option<String>,
+    pub upload_id: Option<String>,
+    pub captured_at: Option<String>,
+    pub filename: Option<String>,
+    pub content_type: Option<String>,
+    pub sha256: Option<String>,
+    pub priority: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A photo that grows as it comes, with its digest.
+pub struct Photo {
+    bytes: Vec<u8>,
+    hasher: Sha256Hasher,
+    hashed: usize,
+    bytes_max: usize,
+    room: Option<Room>,
+}
+
+impl Photo {
+    /// An empty one that may grow to `bytes_max`, as long as there is `room` in memory.
+    pub fn new(bytes_max: usize, room: Option<Room>) -> Self {
+        Photo { bytes: Vec::new(), hasher: Sha256Hasher::new(), hashed: 0, bytes_max, room }
+    }
+
+    /// Makes place for a photo of about `bytes`.
+    fn expect(&mut self, bytes: usize) {
+        self.bytes.reserve(bytes.min(self.bytes_max));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Lets `write` append to the photo; its error becomes a problem by `explain`.
+    fn append<E>(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+        explain: impl FnOnce(E) -> Problem,
+    ) -> Result<(), Problem> {
+        write(&mut self.bytes).map_err(explain)?;
+        if self.bytes.len() > self.bytes_max {
+            return Err(too_large(self.bytes_max));
+        }
+        if let Some(room) = &mut self.room {
+            room.grow(self.bytes.len() - self.hashed)?;
+        }
+        self.hasher.update(&self.bytes[self.hashed..]);
+        self.hashed = self.bytes.len();
+        Ok(())
+    }
+
+    /// Appends bytes as they are.
+    fn extend(&mut self, piece: &[u8]) -> Result<(), Problem> {
+        if piece.len() > self.bytes_max - self.bytes.len() {
+            return Err(too_large(self.bytes_max));
+        }
+        self.append(
+            |bytes| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            },
+            |never: std::convert::Infallible| match never {},
+        )
+    }
+
+    /// The bytes, their digest, and the room they take, to be held as long as they are.
+    pub fn into_parts(self) -> (Vec<u8>, Sha256, Option<Room>) {
+        (self.bytes, self.hasher.finish(), self.room)
+    }
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(Kind::TooLarge, format!("a photo may have at most {bytes_max} bytes"))
+}
+
+/// A body that must come in time.
+pub struct Incoming {
+    body: Body,
+    deadline: Instant,
+}
+
+impl Incoming {
+    pub fn new(body: Body, timeout: Duration) -> Self {
+        Incoming { body, deadline: Instant::now() + timeout }
+    }
+
+    /// The next piece; none at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let patience = self.deadline.min(Instant::now() + SILENCE_MAX);
+            let frame = tokio::time::timeout_at(patience, self.body.frame())
+                .await
+                .map_err(|_| Problem::new(Kind::BodyTooSlow, "the body did not come in time; send it again"))?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(Problem::new(Kind::MalformedBody, "the body broke off")),
+                // trailers say nothing here
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => return Ok(Some(piece)),
+                    Err(_) => continue,
+                },
+            }
+        }
+    }
+
+    /// Reads on and throws away, within limits, after a refusal: a device that is still sending would otherwise get a
+    /// reset instead of its answer.
+    pub async fn discard(mut self) {
+        const BYTES_MAX: usize = 32 * 1024 * 1024;
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut seen = 0;
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(until, self.body.frame()).await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > BYTES_MAX {
+                return;
+            }
+        }
+    }
+}
+
+/// Refuses by the head alone what the body would be refused for. `bytes_max` is the largest photo.
+pub fn check_head(parts: &Parts, bytes_max: usize) -> Result<Kinds, Problem> {
+    let kind = Kinds::of(&parts.headers)?;
+    let declared = content_length(&parts.headers);
+    if declared.is_none() && !parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Problem::new(Kind::LengthRequired, "there is no body; send the photo with a Content-Length"));
+    }
+    // base64 takes four thirds, line breaks and escapes a little more
+    let body_max = match kind {
+        Kinds::Raw => bytes_max,
+        Kinds::Json => bytes_max + bytes_max / 2 + REST_BYTES_MAX,
+        Kinds::Multipart(_) => bytes_max + REST_BYTES_MAX,
+    };
+    if declared.is_some_and(|length| length > body_max as u64) {
+        return Err(too_large(bytes_max));
+    }
+    Ok(kind)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The three kinds of body.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kinds {
+    Json,
+    /// With its boundary.
+    Multipart(String),
+    Raw,
+}
+
+impl Kinds {
+    fn of(headers: &HeaderMap) -> Result<Kinds, Problem> {
+        let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let essence = text.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "application/json" => Ok(Kinds::Json),
+            "multipart/form-data" => multer::parse_boundary(text)
+                .map(Kinds::Multipart)
+                .map_err(|_| Problem::new(Kind::MalformedBody, "the multipart Content-Type has no boundary")),
+            image if image.starts_with("image/") => Ok(Kinds::Raw),
+            other => Err(Problem::new(
+                Kind::UnsupportedMediaType,
+                format!("expected application/json, multipart/form-data or image/*, found {other:?}"),
+            )),
+        }
+    }
+}
+
+/// Reads the whole body.
+pub async fn read(
+    kind: &Kinds,
+    parts: &Parts,
+    incoming: &mut Incoming,
+    mut photo: Photo,
+) -> Result<(Fields, Photo), Problem> {
+    let declared = content_length(&parts.headers).unwrap_or(0) as usize;
+    let (mut fields, photo) = match kind {
+        Kinds::Json => {
+            photo.expect(declared / 4 * 3);
+            let mut json = json::JsonBody::new(photo);
+            while let Some(piece) = incoming.next().await? {
+                json.push(&piece)?;
+            }
+            json.finish()?
+        }
+        Kinds::Multipart(boundary) => {
+            photo.expect(declared);
+            multipart::read(boundary, incoming, photo).await?
+        }
+        Kinds::Raw => {
+            photo.expect(declared);
+            raw::read(parts, incoming, photo).await?
+        }
+    };
+    // what the body does not say, the head may
+    let head = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    fields.device_id = fields.device_id.or_else(|| head("x-device-id"));
+    fields.upload_id = fields.upload_id.or_else(|| head("idempotency-key"));
+    Ok((fields, photo))
+}
+
+/// The metadata of a body that is not JSON: a flat JSON object of strings as text.
+fn metadata(text: &str) -> Result<BTreeMap<String, String>, Problem> {
+    serde_json::from_str(text)
+        .map_err(|_| Problem::new(Kind::InvalidField, "metadata must be a flat JSON object of strings"))
+}

@@ -1,0 +1,75 @@
+//! A multipart body: the photo in a part called `image` or `file`, the other fields in parts of their own names.
+
+use std::error::Error as _;
+
+use futures_util::stream;
+use multer::Multipart;
+
+use super::{Fields, Incoming, Photo, REST_BYTES_MAX, metadata};
+use crate::http::problem::{Kind, Problem};
+
+/// Reads all parts.
+pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> Result<(Fields, Photo), Problem> {
+    let pieces =
+        stream::unfold(
+            incoming,
+            |incoming| async move { incoming.next().await.transpose().map(|piece| (piece, incoming)) },
+        );
+    let mut parts = Multipart::new(pieces, boundary);
+    let mut fields = Fields::default();
+    let mut image_seen = false;
+    let mut rest_bytes = 0;
+
+    while let Some(mut part) = parts.next_field().await.map_err(malformed)? {
+        let name = part.name().unwrap_or("").to_owned();
+        if name == "image" || name == "file" {
+            if image_seen {
+                return Err(Problem::new(Kind::InvalidField, "there is more than one image; send one photo a request"));
+            }
+            image_seen = true;
+            fields.filename = fields.filename.or_else(|| part.file_name().map(str::to_owned));
+            fields.content_type = fields.content_type.or_else(|| part.content_type().map(|t| t.to_string()));
+            while let Some(piece) = part.chunk().await.map_err(malformed)? {
+                photo.extend(&piece)?;
+            }
+            continue;
+        }
+        let mut text = Vec::new();
+        while let Some(piece) = part.chunk().await.map_err(malformed)? {
+            rest_bytes += piece.len();
+            if rest_bytes > REST_BYTES_MAX {
+                let detail = format!("the fields other than the photo are longer than {REST_BYTES_MAX} bytes");
+                return Err(Problem::new(Kind::TooLarge, detail));
+            }
+            text.extend_from_slice(&piece);
+        }
+        let text = String::from_utf8(text)
+            .map_err(|_| Problem::new(Kind::InvalidField, format!("the field {name} is not UTF-8")))?;
+        match name.as_str() {
+            "device_id" => fields.device_id = Some(text),
+            "upload_id" => fields.upload_id = Some(text),
+            "captured_at" => fields.captured_at = Some(text),
+            "filename" => fields.filename = Some(text),
+            "content_type" => fields.content_type = Some(text),
+            "sha256" => fields.sha256 = Some(text),
+            "priority" => fields.priority = Some(text),
+            "metadata" => fields.metadata = metadata(&text)?,
+            _ => {} // unknown fields are let be, as in JSON
+        }
+    }
+    match (image_seen, photo.is_empty()) {
+        (false, _) => {
+            Err(Problem::new(Kind::InvalidField, "image is missing; send the photo in a part called image or file"))
+        }
+        (true, true) => Err(Problem::new(Kind::InvalidField, "image is empty")),
+        (true, false) => Ok((fields, photo)),
+    }
+}
+
+/// What the parser says, or what was wrong with the body beneath it.
+fn malformed(error: multer::Error) -> Problem {
+    match error.source().and_then(|cause| cause.downcast_ref::<Problem>()) {
+        Some(problem) => problem.clone(),
+        None => Problem::new(Kind::MalformedBody, format!("the multipart body cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,136 @@
+//! House-keeping: leases that ran out, photos whose time is over, the journal, what dead writers left.
+//!
+//! Always: a photo is removed before its record says so, and its record is purged only after that; each task goes on when
+//! another fails. Never: a photo removed before S3 confirmed it and its retention is over.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::queue::Queue;
+use crate::spool::Spool;
+use crate::upload::UploadId;
+
+/// Photos removed in one go.
+const REMOVE_AT_ONCE: u32 = 200;
+/// Records purged in one transaction.
+const PURGE_AT_ONCE: u32 = 1000;
+/// Journaled photos taken in in one go.
+const JOURNAL_AT_ONCE: usize = 500;
+/// A file that has been unfinished for this long has no writer any more.
+const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
+
+/// The house-keeping of one process. Any number may run.
+#[derive(Clone)]
+pub struct Keeper {
+    spool: Spool,
+    queue: Queue,
+    retain: Duration,
+    record_retain: Duration,
+}
+
+impl Keeper {
+    pub fn new(config: &Config, spool: Spool, queue: Queue) -> Self {
+        Keeper { spool, queue, retain: config.retain, record_retain: config.record_retain }
+    }
+
+    /// Keeps house until `stop` is cancelled.
+    pub async fn run(&self, stop: CancellationToken) {
+        let seconds = Duration::from_secs;
+        tokio::join!(
+            every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
+            every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
+            every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
+            every(seconds(60), &stop, "purge old records", || self.purge()),
+            every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
+        );
+    }
+
+    async fn reap(&self) -> Result<()> {
+        match self.queue.reap().await? {
+            0 => {}
+            leases => tracing::warn!(leases, "leases ran out; their uploads are queued again"),
+        }
+        Ok(())
+    }
+
+    async fn clean(&self) -> Result<()> {
+        loop {
+            let records = self.queue.removable(self.retain, REMOVE_AT_ONCE).await?;
+            for record in &records {
+                self.spool.remove(record.upload.clone()).await?;
+            }
+            let ids: Vec<UploadId> = records.iter().map(|record| record.upload.id).collect();
+            if !ids.is_empty() {
+                self.queue.removed(&ids).await?;
+            }
+            if ids.len() < REMOVE_AT_ONCE as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What was acknowledged while the queue was away goes into it, each upload once.
+    async fn take_in_journal(&self) -> Result<()> {
+        let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
+        let mut taken = 0;
+        for upload in uploads {
+            let upload = std::sync::Arc::new(upload);
+            self.queue.accept(upload.clone()).await?;
+            self.spool.unjournal(&upload).await?;
+            taken += 1;
+        }
+        if taken > 0 {
+            tracing::info!(uploads = taken, "the queue took in what was journaled while it was away");
+        }
+        Ok(())
+    }
+
+    async fn purge(&self) -> Result<()> {
+        while self.queue.purge(self.record_retain, PURGE_AT_ONCE).await? == u64::from(PURGE_AT_ONCE) {}
+        Ok(())
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        let spool = self.spool.clone();
+        let swept = tokio::task::spawn_blocking(move || spool.sweep_incoming(UNFINISHED_MAX)).await;
+        if let Ok(swept @ 1..) = swept.unwrap_or(Ok(0)) {
+            tracing::info!(files = swept, "removed unfinished files of writers that died");
+        }
+        Ok(())
+    }
+}
+
+/// Does `task` again and again. A row of failures is logged when it begins and when it is over.
+async fn every<F: Future<Output = Result<()>>>(
+    period: Duration,
+    stop: &CancellationToken,
+    doing: &'static str,
+    mut task: impl FnMut() -> F,
+) {
+    let mut failures = 0u64;
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        match task().await {
+            Ok(()) if failures > 0 => {
+                tracing::info!(doing, failures, "works again");
+                failures = 0;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if failures == 0 {
+                    tracing::warn!(doing, %error, "failed; trying again");
+                }
+                failures += 1;
+            }
+        }
+    }
+}

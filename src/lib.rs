@@ -1,0 +1,33 @@
+//! Forebay takes photos from a site's devices and lets them out to S3 at the share of the uplink that the site allows.
+//!
+//! The modules stand here in reading order, layer by layer. A file imports from its own layer's ground and from the
+//! layers above it in this list, never from a sibling role and never from a layer further down; `tests/tidy.rs` holds
+//! that. ARCHITECTURE.md tells the story of one upload through all of them.
+
+// Ground: pure values, no I/O.
+pub mod config;
+pub mod error;
+pub mod status;
+pub mod units;
+pub mod upload;
+
+// Resources: each owns one outside thing, none knows another.
+pub mod bucket;
+pub mod embedded_s3;
+pub mod http;
+pub mod ledger;
+pub mod pacer;
+pub mod queue;
+pub mod spool;
+pub mod telemetry;
+
+// Roles: what a process does. They never import each other.
+pub mod audit;
+pub mod console;
+pub mod drain;
+pub mod fleet;
+pub mod ingest;
+pub mod keeper;
+
+// Wiring: one file a command.
+pub mod commands;

@@ -1,0 +1,331 @@
+//! The queue: one record an upload, in SQLite or Postgres, with the same meaning in both. The only SQL.
+//!
+//! Always: every write after a claim is fenced by the attempt that made it; a lease is measured by the queue's own clock;
+//! the books are kept in the transaction that changes the rows. Never: a transaction that stays open while something else
+//! than SQL happens.
+//!
+//! `sqlite.rs` and `postgres.rs` hold what differs (opening, and the insert of many); `statements.rs` what is one text for
+//! both; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
+
+mod group_commit;
+mod postgres;
+mod sqlite;
+mod statements;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::config::QueueUrl;
+use crate::error::{Error, Result};
+use crate::units::UnixMs;
+use crate::upload::{DeviceId, State, Upload, UploadId};
+
+/// The most records of one page.
+pub const PAGE_RECORDS_MAX: u32 = 500;
+
+/// The queue of one site. Cheap to clone.
+#[derive(Clone)]
+pub struct Queue {
+    backend: Backend,
+    accepting: group_commit::Accepting,
+    arrivals: Arc<Notify>,
+}
+
+#[derive(Clone)]
+enum Backend {
+    Postgres(postgres::Postgres),
+    Sqlite(sqlite::Sqlite),
+}
+
+/// An upload and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub upload: Arc<Upload>,
+    pub state: State,
+    /// How often it was claimed.
+    pub attempt: i32,
+    /// How many failures were charged to it.
+    pub failures: i32,
+    /// Why it failed last, or was set aside.
+    pub reason: Option<String>,
+    pub uploaded_at: Option<UnixMs>,
+    /// When its photo left the disk.
+    pub removed_at: Option<UnixMs>,
+}
+
+impl Record {
+    /// The record of an upload that was just accepted.
+    pub fn queued(upload: Arc<Upload>) -> Record {
+        Record {
+            upload,
+            state: State::Queued,
+            attempt: 0,
+            failures: 0,
+            reason: None,
+            uploaded_at: None,
+            removed_at: None,
+        }
+    }
+}
+
+/// What became of an upload handed to [`Queue::accept`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    pub record: Record,
+    /// False when a record with this id was there already; then `record` is that one.
+    pub new: bool,
+}
+
+/// The right to send one upload, for a limited time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub upload: Arc<Upload>,
+    /// The fence: what this lease writes counts only while no later attempt was claimed.
+    pub attempt: i32,
+    /// Failures charged to the upload before this attempt.
+    pub failures: i32,
+}
+
+/// Which records a list shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    pub device_id: Option<DeviceId>,
+    pub state: Option<State>,
+}
+
+/// A place in a list: everything older comes after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    pub received_at: UnixMs,
+    pub id: UploadId,
+}
+
+impl Cursor {
+    /// Before the newest record.
+    pub const START: Cursor = Cursor { received_at: UnixMs(i64::MAX), id: UploadId(Uuid::max()) };
+}
+
+/// Uploads and bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub uploads: i64,
+    pub bytes: i64,
+}
+
+impl std::ops::Add for Tally {
+    type Output = Tally;
+    fn add(self, other: Tally) -> Tally {
+        Tally { uploads: self.uploads + other.uploads, bytes: self.bytes + other.bytes }
+    }
+}
+
+/// How many uploads stand where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Books {
+    pub queued: Tally,
+    pub uploading: Tally,
+    pub uploaded: Tally,
+    pub dead: Tally,
+    pub shed: Tally,
+    /// Of all of them, those whose photo is on disk.
+    pub on_disk: Tally,
+    /// When the oldest upload that is still queued was received.
+    pub oldest_queued: Option<UnixMs>,
+}
+
+impl Books {
+    /// Everything that was ever acknowledged.
+    pub fn accepted(&self) -> Tally {
+        self.queued + self.uploading + self.uploaded + self.dead + self.shed
+    }
+
+    /// What has not been uploaded yet and will be.
+    pub fn backlog(&self) -> Tally {
+        self.queued + self.uploading
+    }
+
+    fn add(&mut self, state: State, on_disk: bool, tally: Tally) {
+        let of_state = match state {
+            State::Queued => &mut self.queued,
+            State::Uploading => &mut self.uploading,
+            State::Uploaded => &mut self.uploaded,
+            State::Dead => &mut self.dead,
+            State::Shed => &mut self.shed,
+        };
+        *of_state = *of_state + tally;
+        if on_disk {
+            self.on_disk = self.on_disk + tally;
+        }
+    }
+}
+
+/// Calls the same method on whichever backend there is.
+macro_rules! on_backend {
+    ($self:ident, $queue:ident => $call:expr) => {
+        match &$self.backend {
+            Backend::Postgres($queue) => $call.await.map_err(unavailable),
+            Backend::Sqlite($queue) => $call.await.map_err(unavailable),
+        }
+    };
+}
+
+impl Queue {
+    /// Opens the queue without waiting for it: a Postgres that is away is found out by the first call. Must be called in a
+    /// tokio runtime.
+    pub fn open(url: &QueueUrl) -> Result<Queue> {
+        let backend = match url {
+            QueueUrl::Sqlite(path) => Backend::Sqlite(sqlite::Sqlite::open(path)?),
+            QueueUrl::Postgres(url) => Backend::Postgres(postgres::Postgres::open(url)?),
+        };
+        let arrivals = Arc::new(Notify::new());
+        let accepting = group_commit::start(backend.clone(), arrivals.clone());
+        Ok(Queue { backend, accepting, arrivals })
+    }
+
+    /// Opens a queue that should be there already: a SQLite file that is missing is an error, not made.
+    pub fn open_existing(url: &QueueUrl) -> Result<Queue> {
+        match url {
+            QueueUrl::Sqlite(path) if !path.exists() => Err(Error::Missing(format!(
+                "there is no queue at {}; set FOREBAY_DATA_DIR or FOREBAY_QUEUE_URL to where it is",
+                path.display()
+            ))),
+            url => Queue::open(url),
+        }
+    }
+
+    /// Which kind it is, for people.
+    pub fn kind(&self) -> &'static str {
+        match self.backend {
+            Backend::Postgres(_) => "Postgres",
+            Backend::Sqlite(_) => "SQLite",
+        }
+    }
+
+    /// Brings the schema up to date; several processes may do so at once. Returns the schema's version.
+    pub async fn migrate(&self) -> Result<i64> {
+        match &self.backend {
+            Backend::Postgres(queue) => queue.migrate().await,
+            Backend::Sqlite(queue) => queue.migrate().await,
+        }
+        .map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => unavailable(error),
+            other => Error::unavailable("cannot migrate the queue's schema", other),
+        })
+    }
+
+    /// Commits the record of an upload whose photo is durable, together with others that wait at this moment. The same id
+    /// again changes nothing and gives back the record that is there.
+    pub async fn accept(&self, upload: Arc<Upload>) -> Result<Accepted> {
+        self.accepting.accept(upload).await
+    }
+
+    /// Resolves when an upload was accepted by this very process since the last call. Others' are found by asking.
+    pub async fn arrival(&self) {
+        self.arrivals.notified().await;
+    }
+
+    /// One record.
+    pub async fn get(&self, id: UploadId) -> Result<Option<Record>> {
+        on_backend!(self, queue => queue.get(id))?.map(Record::try_from).transpose()
+    }
+
+    /// Up to `limit` records older than `after`, newest first.
+    pub async fn list(&self, filter: &Filter, after: Cursor, limit: u32) -> Result<Vec<Record>> {
+        records(on_backend!(self, queue => queue.list(filter, after, limit.min(PAGE_RECORDS_MAX)))?)
+    }
+
+    /// Leases up to `limit` of the uploads that should leave next: higher priority first, then older first.
+    pub async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> Result<Vec<Lease>> {
+        let mut records = records(on_backend!(self, queue => queue.claim(owner, limit, lease))?)?;
+        records.sort_by_key(|r| (std::cmp::Reverse(r.upload.priority), r.upload.received_at, r.upload.id));
+        Ok(records.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
+    }
+
+    /// Puts the end of a lease off to `lease` from now. False when it was lost meanwhile.
+    pub async fn renew(&self, held: &Lease, lease: Duration) -> Result<bool> {
+        on_backend!(self, queue => queue.renew(held, lease))
+    }
+
+    /// Records that S3 has the photo and confirmed its digest. False when a later attempt holds the lease; then that one
+    /// will find the object there.
+    pub async fn finish(&self, held: &Lease) -> Result<bool> {
+        if on_backend!(self, queue => queue.finish(held))? {
+            return Ok(true);
+        }
+        // the reply to an earlier commit may have been lost
+        let record = self.get(held.upload.id).await?;
+        Ok(record.is_some_and(|r| r.state == State::Uploaded && r.attempt == held.attempt))
+    }
+
+    /// Gives a lease back; the upload is queued again and nothing is charged to it.
+    pub async fn release(&self, held: &Lease) -> Result<bool> {
+        on_backend!(self, queue => queue.release(held))
+    }
+
+    /// Charges a failure to the upload itself: it rests for `rest`, or is set aside as dead when there is none.
+    pub async fn charge(&self, held: &Lease, reason: &str, rest: Option<Duration>) -> Result<bool> {
+        // reasons come from outside; Postgres takes no NUL in text
+        let reason: String = reason.chars().filter(|c| *c != '\0').take(500).collect();
+        on_backend!(self, queue => queue.charge(held, &reason, rest))
+    }
+
+    /// Queues uploads again whose lease ran out; how many.
+    pub async fn reap(&self) -> Result<u64> {
+        on_backend!(self, queue => queue.reap())
+    }
+
+    /// Uploaded at least `retain` ago with their photo still on disk, oldest first.
+    pub async fn removable(&self, retain: Duration, limit: u32) -> Result<Vec<Record>> {
+        records(on_backend!(self, queue => queue.removable(retain, limit))?)
+    }
+
+    /// Records that these photos are no longer on disk.
+    pub async fn removed(&self, ids: &[UploadId]) -> Result<()> {
+        on_backend!(self, queue => queue.removed(ids))
+    }
+
+    /// Deletes up to `limit` records of photos that were uploaded and removed at least `retain` ago; how many.
+    pub async fn purge(&self, retain: Duration, limit: u32) -> Result<u64> {
+        on_backend!(self, queue => queue.purge(retain, limit))
+    }
+
+    /// How many uploads stand where, at one moment.
+    pub async fn books(&self) -> Result<Books> {
+        let (rows, oldest) = on_backend!(self, queue => queue.books())?;
+        let mut books = Books { oldest_queued: oldest.map(UnixMs), ..Books::default() };
+        for (state, on_disk, uploads, bytes) in rows {
+            books.add(state.parse().map_err(Error::Damaged)?, on_disk, Tally { uploads, bytes });
+        }
+        Ok(books)
+    }
+
+    /// The books counted anew from the records themselves, to be held against [`Queue::books`]. Reads every record.
+    pub async fn count(&self) -> Result<Books> {
+        let rows = on_backend!(self, queue => queue.count())?;
+        let mut books = Books::default();
+        for (state, on_disk, uploads, bytes) in rows {
+            books.add(state.parse().map_err(Error::Damaged)?, on_disk, Tally { uploads, bytes });
+        }
+        Ok(books)
+    }
+
+    /// Waits for what was handed to it and closes its connections.
+    pub async fn close(&self) {
+        match &self.backend {
+            Backend::Postgres(queue) => queue.close().await,
+            Backend::Sqlite(queue) => queue.close().await,
+        }
+    }
+}
+
+fn records(rows: Vec<statements::Row>) -> Result<Vec<Record>> {
+    rows.into_iter().map(Record::try_from).collect()
+}
+
+/// Whatever the database says, it is the environment's fault: the statements are ours and their values were checked.
+fn unavailable(error: sqlx::Error) -> Error {
+    Error::unavailable("the queue does not answer", error)
+}

@@ -1,0 +1,85 @@
+//! The queue in Postgres: for ingest replicas and drains in processes or machines of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use super::statements::{Row, columns, metadata_json, priority_number, shared_statements};
+use super::{Cursor, Filter, Lease};
+use crate::error::{Error, Result};
+use crate::upload::{State, Upload, UploadId};
+
+/// Connections of one process. Group commit keeps ingest to one or two at a time.
+const CONNECTIONS_MAX: u32 = 8;
+/// A queue that is away must be noticed while the device still waits for its answer.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Clone)]
+pub(super) struct Postgres {
+    read: PgPool,
+    write: PgPool,
+}
+
+impl Postgres {
+    pub(super) fn open(url: &str) -> Result<Postgres> {
+        let options: PgConnectOptions = url
+            .parse()
+            // the error's text could repeat the URL, and with it the password
+            .map_err(|_| Error::Unavailable("FOREBAY_QUEUE_URL is not a valid Postgres URL".to_owned()))?;
+        let options = options.application_name("forebay").options([
+            ("statement_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "10s"),
+            ("synchronous_commit", "on"),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options);
+        Ok(Postgres { read: pool.clone(), write: pool })
+    }
+
+    pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
+        let migrator = sqlx::migrate!("migrations/postgres");
+        migrator.run(&self.write).await?;
+        Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
+    }
+
+    /// Inserts all that are not there yet, in one statement and so in one commit; the ids of the new ones.
+    pub(super) async fn insert(&self, uploads: &[Arc<Upload>]) -> sqlx::Result<Vec<UploadId>> {
+        macro_rules! column {
+            ($of:expr) => {
+                uploads.iter().map($of).collect::<Vec<_>>()
+            };
+        }
+        let ids: Vec<(uuid::Uuid,)> = sqlx::query_as(
+            "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
+                 captured_at_ms, priority, metadata, traceparent, received_at_ms)
+             SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[],
+                 $8::text[], $9::bigint[], $10::smallint[], $11::text[], $12::text[], $13::bigint[])
+             ON CONFLICT (id) DO NOTHING RETURNING id",
+        )
+        .bind(column!(|u| u.id.0))
+        .bind(column!(|u| u.device_id.as_str()))
+        .bind(column!(|u| u.upload_id.as_deref()))
+        .bind(column!(|u| u.object_key.as_str()))
+        .bind(column!(|u| u.size_bytes as i64))
+        .bind(column!(|u| u.sha256.to_string()))
+        .bind(column!(|u| u.content_type.as_str()))
+        .bind(column!(|u| u.filename.as_deref()))
+        .bind(column!(|u| u.captured_at.map(|t| t.0)))
+        .bind(column!(|u| priority_number(u.priority)))
+        .bind(column!(|u| metadata_json(u)))
+        .bind(column!(|u| u.traceparent.as_deref()))
+        .bind(column!(|u| u.received_at.0))
+        .fetch_all(&self.write)
+        .await?;
+        Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
+    }
+}
+
+shared_statements!(
+    Postgres,
+    now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+    skip_locked = "FOR UPDATE SKIP LOCKED"
+);

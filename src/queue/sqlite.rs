@@ -1,0 +1,84 @@
+//! The queue in SQLite, in the data dir: for the single box.
+//!
+//! Always: write-ahead log with `synchronous=FULL`, since NORMAL can lose a commit that was acknowledged; one writing
+//! connection, so that writers wait in order instead of finding the database locked. Never: on a network file system.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use super::statements::{Row, columns, metadata_json, priority_number, shared_statements};
+use super::{Cursor, Filter, Lease};
+use crate::error::{Error, Result};
+use crate::upload::{State, Upload, UploadId};
+
+#[derive(Clone)]
+pub(super) struct Sqlite {
+    read: SqlitePool,
+    write: SqlitePool,
+}
+
+impl Sqlite {
+    pub(super) fn open(path: &Path) -> Result<Sqlite> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|e| Error::unavailable(format_args!("cannot make {}", folder.display()), e))?;
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            // another process, such as `forebay list`, may hold the file for a moment
+            .busy_timeout(Duration::from_secs(5))
+            .foreign_keys(false)
+            .pragma("journal_size_limit", "67108864");
+        let pool = |connections| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(10))
+        };
+        Ok(Sqlite { read: pool(4).connect_lazy_with(options.clone()), write: pool(1).connect_lazy_with(options) })
+    }
+
+    pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
+        let migrator = sqlx::migrate!("migrations/sqlite");
+        migrator.run(&self.write).await?;
+        Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
+    }
+
+    /// Inserts all that are not there yet, in one transaction; the ids of the new ones.
+    pub(super) async fn insert(&self, uploads: &[Arc<Upload>]) -> sqlx::Result<Vec<UploadId>> {
+        let mut new = Vec::with_capacity(uploads.len());
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for upload in uploads {
+            let done = sqlx::query(
+                "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
+                     captured_at_ms, priority, metadata, traceparent, received_at_ms)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING",
+            )
+            .bind(upload.id.0)
+            .bind(upload.device_id.as_str())
+            .bind(upload.upload_id.as_deref())
+            .bind(&upload.object_key)
+            .bind(upload.size_bytes as i64)
+            .bind(upload.sha256.to_string())
+            .bind(upload.content_type.as_str())
+            .bind(upload.filename.as_deref())
+            .bind(upload.captured_at.map(|t| t.0))
+            .bind(priority_number(upload.priority))
+            .bind(metadata_json(upload))
+            .bind(upload.traceparent.as_deref())
+            .bind(upload.received_at.0)
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() == 1 {
+                new.push(upload.id);
+            }
+        }
+        transaction.commit().await?;
+        Ok(new)
+    }
+}
+
+shared_statements!(Sqlite, now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)", skip_locked = "");

@@ -1,0 +1,325 @@
+//! The statements that are one text for SQLite and Postgres, written once and made into methods of both.
+//!
+//! Always: a placeholder is `$n`, a moment is taken from the database's own clock. Never: a statement made at run time.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::Record;
+use crate::error::Error;
+use crate::units::UnixMs;
+use crate::upload::{Priority, Upload, UploadId};
+
+/// A record as both databases give it.
+#[derive(sqlx::FromRow)]
+pub(super) struct Row {
+    id: Uuid,
+    device_id: String,
+    upload_id: Option<String>,
+    object_key: String,
+    size_bytes: i64,
+    sha256: String,
+    content_type: String,
+    filename: Option<String>,
+    captured_at_ms: Option<i64>,
+    priority: i16,
+    metadata: Option<String>,
+    traceparent: Option<String>,
+    received_at_ms: i64,
+    state: String,
+    attempt: i32,
+    failures: i32,
+    reason: Option<String>,
+    uploaded_at_ms: Option<i64>,
+    removed_at_ms: Option<i64>,
+}
+
+impl TryFrom<Row> for Record {
+    type Error = Error;
+    fn try_from(row: Row) -> Result<Record, Error> {
+        let wrong = |what: String| Error::Damaged(format!("the record of upload {}: {what}", UploadId(row.id)));
+        let metadata = match &row.metadata {
+            Some(json) => serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?,
+            None => Default::default(),
+        };
+        let upload = Upload {
+            id: UploadId(row.id),
+            device_id: row.device_id.parse().map_err(wrong)?,
+            upload_id: row.upload_id,
+            object_key: row.object_key,
+            size_bytes: row.size_bytes as u64,
+            sha256: row.sha256.parse().map_err(wrong)?,
+            content_type: row.content_type.parse().map_err(wrong)?,
+            filename: row.filename,
+            captured_at: row.captured_at_ms.map(UnixMs),
+            priority: priority_of(row.priority),
+            metadata,
+            traceparent: row.traceparent,
+            received_at: UnixMs(row.received_at_ms),
+        };
+        Ok(Record {
+            upload: Arc::new(upload),
+            state: row.state.parse().map_err(wrong)?,
+            attempt: row.attempt,
+            failures: row.failures,
+            reason: row.reason,
+            uploaded_at: row.uploaded_at_ms.map(UnixMs),
+            removed_at: row.removed_at_ms.map(UnixMs),
+        })
+    }
+}
+
+/// Priorities are numbers in the database, so that they sort.
+pub(super) fn priority_number(priority: Priority) -> i16 {
+    match priority {
+        Priority::Low => 0,
+        Priority::Normal => 1,
+        Priority::High => 2,
+    }
+}
+
+fn priority_of(number: i16) -> Priority {
+    match number {
+        ..=0 => Priority::Low,
+        1 => Priority::Normal,
+        2.. => Priority::High,
+    }
+}
+
+/// Metadata as it is kept: JSON, or NULL when there is none.
+pub(super) fn metadata_json(upload: &Upload) -> Option<String> {
+    (!upload.metadata.is_empty()).then(|| serde_json::to_string(&upload.metadata).unwrap_or_default())
+}
+
+macro_rules! columns {
+    () => {
+        "id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename, captured_at_ms, priority, \
+         metadata, traceparent, received_at_ms, state, attempt, failures, reason, uploaded_at_ms, removed_at_ms"
+    };
+}
+pub(super) use columns;
+
+/// Gives `$backend`, which has the pools `read` and `write`, the methods that need no dialect beyond `$now`, the present in
+/// milliseconds as SQL, and `$skip_locked`, what makes a claim pass over rows that another claim holds.
+macro_rules! shared_statements {
+    ($backend:ident, now = $now:literal, skip_locked = $skip_locked:literal) => {
+        impl $backend {
+            pub(super) async fn get(&self, id: UploadId) -> sqlx::Result<Option<Row>> {
+                sqlx::query_as(concat!("SELECT ", columns!(), " FROM uploads WHERE id = $1"))
+                    .bind(id.0)
+                    .fetch_optional(&self.read)
+                    .await
+            }
+
+            pub(super) async fn list(&self, filter: &Filter, after: Cursor, limit: u32) -> sqlx::Result<Vec<Row>> {
+                // one text for each filter, so that each has its own plan and its own index
+                macro_rules! page {
+                    ($condition:literal) => {
+                        sqlx::query_as(concat!(
+                            "SELECT ",
+                            columns!(),
+                            " FROM uploads WHERE (received_at_ms, id) < ($1, $2) ",
+                            $condition,
+                            " ORDER BY received_at_ms DESC, id DESC LIMIT $3"
+                        ))
+                        .bind(after.received_at.0)
+                        .bind(after.id.0)
+                        .bind(i64::from(limit))
+                    };
+                }
+                let page = match (&filter.device_id, filter.state) {
+                    (None, None) => page!(""),
+                    (Some(device), None) => page!("AND device_id = $4").bind(device.as_str()),
+                    (None, Some(state)) => page!("AND state = $4").bind(state.as_str()),
+                    (Some(device), Some(state)) => {
+                        page!("AND device_id = $4 AND state = $5").bind(device.as_str()).bind(state.as_str())
+                    }
+                };
+                page.fetch_all(&self.read).await
+            }
+
+            pub(super) async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> sqlx::Result<Vec<Row>> {
+                sqlx::query_as(concat!(
+                    "WITH next AS MATERIALIZED (
+                         SELECT id FROM uploads WHERE state = 'queued' AND not_before_ms <= ",
+                    $now,
+                    "
+                         ORDER BY priority DESC, received_at_ms, id LIMIT $1 ",
+                    $skip_locked,
+                    "
+                     )
+                     UPDATE uploads SET state = 'uploading', attempt = attempt + 1, lease_owner = $2,
+                         lease_until_ms = ",
+                    $now,
+                    " + $3
+                     WHERE id IN (SELECT id FROM next) RETURNING ",
+                    columns!()
+                ))
+                .bind(i64::from(limit))
+                .bind(owner)
+                .bind(lease.as_millis() as i64)
+                .fetch_all(&self.write)
+                .await
+            }
+
+            pub(super) async fn renew(&self, held: &Lease, lease: Duration) -> sqlx::Result<bool> {
+                sqlx::query(concat!(
+                    "UPDATE uploads SET lease_until_ms = ",
+                    $now,
+                    " + $3
+                     WHERE id = $1 AND attempt = $2 AND state = 'uploading'"
+                ))
+                .bind(held.upload.id.0)
+                .bind(held.attempt)
+                .bind(lease.as_millis() as i64)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            pub(super) async fn finish(&self, held: &Lease) -> sqlx::Result<bool> {
+                // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
+                sqlx::query(concat!(
+                    "UPDATE uploads SET state = 'uploaded', uploaded_at_ms = ",
+                    $now,
+                    ", reason = NULL,
+                         lease_owner = NULL, lease_until_ms = NULL
+                     WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')"
+                ))
+                .bind(held.upload.id.0)
+                .bind(held.attempt)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            pub(super) async fn release(&self, held: &Lease) -> sqlx::Result<bool> {
+                sqlx::query(
+                    "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL
+                     WHERE id = $1 AND attempt = $2 AND state = 'uploading'",
+                )
+                .bind(held.upload.id.0)
+                .bind(held.attempt)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            pub(super) async fn charge(
+                &self,
+                held: &Lease,
+                reason: &str,
+                rest: Option<Duration>,
+            ) -> sqlx::Result<bool> {
+                sqlx::query(concat!(
+                    "UPDATE uploads SET state = $3, failures = failures + 1, reason = $4,
+                         not_before_ms = ",
+                    $now,
+                    " + $5, lease_owner = NULL, lease_until_ms = NULL
+                     WHERE id = $1 AND attempt = $2 AND state = 'uploading'"
+                ))
+                .bind(held.upload.id.0)
+                .bind(held.attempt)
+                .bind(if rest.is_some() { State::Queued } else { State::Dead }.as_str())
+                .bind(reason)
+                .bind(rest.unwrap_or_default().as_millis() as i64)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            pub(super) async fn reap(&self) -> sqlx::Result<u64> {
+                sqlx::query(concat!(
+                    "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL
+                     WHERE state = 'uploading' AND lease_until_ms < ",
+                    $now
+                ))
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected())
+            }
+
+            pub(super) async fn removable(&self, retain: Duration, limit: u32) -> sqlx::Result<Vec<Row>> {
+                sqlx::query_as(concat!(
+                    "SELECT ",
+                    columns!(),
+                    " FROM uploads
+                     WHERE state = 'uploaded' AND removed_at_ms IS NULL AND uploaded_at_ms <= ",
+                    $now,
+                    " - $1
+                     ORDER BY uploaded_at_ms LIMIT $2"
+                ))
+                .bind(retain.as_millis() as i64)
+                .bind(i64::from(limit))
+                .fetch_all(&self.read)
+                .await
+            }
+
+            pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
+                let mut transaction = self.write.begin().await?;
+                for id in ids {
+                    sqlx::query(concat!(
+                        "UPDATE uploads SET removed_at_ms = ",
+                        $now,
+                        " WHERE id = $1 AND removed_at_ms IS NULL"
+                    ))
+                    .bind(id.0)
+                    .execute(&mut *transaction)
+                    .await?;
+                }
+                transaction.commit().await
+            }
+
+            pub(super) async fn purge(&self, retain: Duration, limit: u32) -> sqlx::Result<u64> {
+                sqlx::query(concat!(
+                    "DELETE FROM uploads WHERE id IN (
+                         SELECT id FROM uploads
+                         WHERE state = 'uploaded' AND received_at_ms <= ",
+                    $now,
+                    " - $1
+                             AND removed_at_ms <= ",
+                    $now,
+                    " - $1 AND uploaded_at_ms <= ",
+                    $now,
+                    " - $1
+                         ORDER BY received_at_ms LIMIT $2
+                     )"
+                ))
+                .bind(retain.as_millis() as i64)
+                .bind(i64::from(limit))
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected())
+            }
+
+            pub(super) async fn books(&self) -> sqlx::Result<(Vec<(String, bool, i64, i64)>, Option<i64>)> {
+                let rows = sqlx::query_as(
+                    "SELECT state, on_disk, CAST(sum(uploads) AS bigint), CAST(sum(bytes) AS bigint)
+                     FROM books GROUP BY state, on_disk",
+                )
+                .fetch_all(&self.read)
+                .await?;
+                let (oldest,) = sqlx::query_as("SELECT min(received_at_ms) FROM uploads WHERE state = 'queued'")
+                    .fetch_one(&self.read)
+                    .await?;
+                Ok((rows, oldest))
+            }
+
+            pub(super) async fn count(&self) -> sqlx::Result<Vec<(String, bool, i64, i64)>> {
+                sqlx::query_as(
+                    "SELECT state, removed_at_ms IS NULL, count(*), CAST(sum(size_bytes) AS bigint)
+                     FROM uploads GROUP BY 1, 2",
+                )
+                .fetch_all(&self.read)
+                .await
+            }
+
+            pub(super) async fn close(&self) {
+                self.write.close().await;
+                self.read.close().await;
+            }
+        }
+    };
+}
+pub(super) use shared_statements;

@@ -1,0 +1,466 @@
+//! The spool: photos on disk. The only writer and the only reader of photo files.
+//!
+//! ```text
+//! <data dir>/spool/incoming/<random>.part   a photo being written; worth nothing until it is renamed
+//! <data dir>/spool/<xx>/<id>.<ext>          a photo, durable; xx is the id's last byte in hex
+//! <data dir>/spool/journal/<id>.<ext>       an empty mark: this photo was acknowledged while the queue was away
+//! ```
+//!
+//! A photo file is the photo's bytes as they were sent, then its record as JSON, then a footer of 16 bytes: the record's
+//! length and CRC-32 (both u32, little-endian) and `FOREBAY1`. Image viewers ignore what follows the image. With the
+//! record in the same file there is one file to sync, a photo is never without its record, and the queue can be rebuilt
+//! from here alone.
+//!
+//! Always: [`Spool::store`] returns only after write, fdatasync, rename and fsync of the folder, in that order; a name, once
+//! there, is never overwritten; a photo is checked against its digest before it is handed out for upload.
+//! Never: a second fsync of a file whose first one failed. The kernel may have marked its lost pages clean, so the disk is
+//! reported faulty and nothing more is accepted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::config::SpoolLimits;
+use crate::error::{Error, Result};
+use crate::units::ByteSize;
+use crate::upload::{ImageType, Sha256, Upload, UploadId};
+
+const MAGIC: &[u8; 8] = b"FOREBAY1";
+const FOOTER_BYTES: usize = 16;
+/// A record is a few hundred bytes; metadata and names are limited, so this is beyond any that was written here.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
+
+/// The photos of one site. Cheap to clone; any number of processes may share one on a shared volume.
+#[derive(Clone)]
+pub struct Spool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    limits: SpoolLimits,
+    /// The 256 photo folders, held open to be synced.
+    folders: Vec<File>,
+    /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
+    held_bytes: AtomicU64,
+    /// Why the disk cannot be trusted any more.
+    fault: OnceLock<String>,
+}
+
+/// What became of a photo handed to [`Spool::store`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It is on disk, durably, under its own name.
+    New,
+    /// A photo with this id was there already, durably; this is its record. The bytes just sent were dropped.
+    Held(Box<Upload>),
+}
+
+/// The room on the spool's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total_bytes: u64,
+    /// What an unprivileged process may still write.
+    pub free_bytes: u64,
+    /// Free bytes below which photos are refused.
+    pub reserve_bytes: u64,
+    pub total_inodes: u64,
+    pub free_inodes: u64,
+    pub reserve_inodes: u64,
+}
+
+impl Space {
+    /// Bytes that may still be accepted before the reserve is reached.
+    pub fn usable_bytes(&self) -> u64 {
+        self.free_bytes.saturating_sub(self.reserve_bytes)
+    }
+}
+
+impl Spool {
+    /// Opens the spool in `data_dir`, making its folders durable if they are not there yet. Blocks.
+    pub fn open(data_dir: &Path, limits: SpoolLimits) -> Result<Spool> {
+        let root = data_dir.join("spool");
+        let failed = |error: io::Error| {
+            Error::unavailable(format_args!("cannot open the spool in {}", data_dir.display()), error)
+        };
+        fs::create_dir_all(root.join("incoming")).map_err(failed)?;
+        fs::create_dir_all(root.join("journal")).map_err(failed)?;
+        let mut folders = Vec::with_capacity(256);
+        for shard in 0..=255u8 {
+            let path = root.join(format!("{shard:02x}"));
+            fs::create_dir_all(&path).map_err(failed)?;
+            folders.push(File::open(&path).map_err(failed)?);
+        }
+        // the new folders' own names must survive a power cut too
+        for folder in
+            [root.as_path(), data_dir, data_dir.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."))]
+        {
+            File::open(folder).and_then(|f| f.sync_all()).map_err(failed)?;
+        }
+        let inner = Inner { root, limits, folders, held_bytes: AtomicU64::new(0), fault: OnceLock::new() };
+        Ok(Spool { inner: Arc::new(inner) })
+    }
+
+    /// Makes `photo` and its record durable under the upload's id.
+    pub async fn store(&self, upload: Arc<Upload>, photo: Vec<u8>) -> Result<Stored> {
+        let spool = self.clone();
+        blocking(move || spool.store_now(&upload, &photo)).await
+    }
+
+    fn store_now(&self, upload: &Upload, photo: &[u8]) -> Result<Stored> {
+        self.check_fault()?;
+        let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
+        let mut part = Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?;
+        part.file.write_all(photo).map_err(|e| failed("write", e))?;
+        part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
+        part.file.sync_data().map_err(|e| self.sync_error(upload, e))?;
+        let path = self.path(upload.id, upload.content_type);
+        match rename_without_overwriting(&part.path, &path) {
+            Ok(()) => part.keep(),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let held = read_record(&path)?;
+                // its bytes were synced before it had this name; its name may not be durable yet
+                self.sync_folder(upload)?;
+                return Ok(Stored::Held(Box::new(held)));
+            }
+            Err(error) => return Err(failed("rename", error)),
+        }
+        self.sync_folder(upload)?;
+        self.inner.held_bytes.fetch_add(upload.size_bytes, Ordering::Relaxed);
+        Ok(Stored::New)
+    }
+
+    fn sync_folder(&self, upload: &Upload) -> Result<()> {
+        self.inner.folders[shard(upload.id)].sync_all().map_err(|e| self.sync_error(upload, e))
+    }
+
+    fn write_error(&self, doing: &str, upload: &Upload, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full("the disk is full".to_owned()),
+            _ => Error::unavailable(format_args!("cannot {doing} the photo of upload {}", upload.id), error),
+        }
+    }
+
+    /// A failed sync is the disk's last word in this process.
+    fn sync_error(&self, upload: &Upload, error: io::Error) -> Error {
+        if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+            return Error::Full("the disk is full".to_owned()); // delayed allocation: this file is given up, the disk is sound
+        }
+        let reason =
+            format!("the disk failed to sync the photo of upload {}: {error}; check the disk, then restart", upload.id);
+        if self.inner.fault.set(reason.clone()).is_ok() {
+            tracing::error!(upload = %upload.id, %error, "the disk failed a sync; nothing more is accepted until a restart");
+        }
+        Error::Unavailable(reason)
+    }
+
+    /// Why the disk is not trusted, if it is not.
+    pub fn check_fault(&self) -> Result<()> {
+        self.inner.fault.get().map_or(Ok(()), |reason| Err(Error::Unavailable(reason.clone())))
+    }
+
+    /// Refuses when a photo of `bytes` would eat into the reserve or go beyond the spool's own limit.
+    pub fn admit(&self, bytes: u64) -> Result<()> {
+        self.check_fault()?;
+        let space = self.space()?;
+        if space.usable_bytes() < bytes {
+            return Err(Error::Full(format!(
+                "{} are free on the disk, and {} are kept in reserve",
+                ByteSize(space.free_bytes),
+                ByteSize(space.reserve_bytes)
+            )));
+        }
+        if space.total_inodes > 0 && space.free_inodes <= space.reserve_inodes {
+            return Err(Error::Full(format!("{} inodes are free on the disk, all in reserve", space.free_inodes)));
+        }
+        if let Some(max) = self.inner.limits.max {
+            let held = self.held_bytes();
+            if held + bytes > max.0 {
+                return Err(Error::Full(format!("the spool holds {} of the {max} it may", ByteSize(held))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The room on the disk now.
+    pub fn space(&self) -> Result<Space> {
+        let stat = rustix::fs::statvfs(&self.inner.root).map_err(|e| {
+            Error::unavailable(format_args!("cannot ask for the room on {}", self.inner.root.display()), e)
+        })?;
+        let total_bytes = stat.f_blocks * stat.f_frsize;
+        Ok(Space {
+            total_bytes,
+            free_bytes: stat.f_bavail * stat.f_frsize,
+            reserve_bytes: self.inner.limits.reserve.of(total_bytes),
+            total_inodes: stat.f_files,
+            free_inodes: stat.f_favail,
+            reserve_inodes: match self.inner.limits.reserve {
+                share @ crate::units::Reserve::Share(_) => share.of(stat.f_files),
+                crate::units::Reserve::Bytes(_) => 0,
+            },
+        })
+    }
+
+    /// Bytes that may still be accepted, by the disk's room and the spool's own limit.
+    pub fn usable_bytes(&self, space: &Space) -> u64 {
+        let own = self.inner.limits.max.map_or(u64::MAX, |max| max.0.saturating_sub(self.held_bytes()));
+        space.usable_bytes().min(own)
+    }
+
+    /// Bytes of photos that are on disk.
+    pub fn held_bytes(&self) -> u64 {
+        self.inner.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what the queue's books say is on disk, for every process together.
+    pub fn set_held_bytes(&self, bytes: u64) {
+        self.inner.held_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The photo's bytes, checked against its digest.
+    ///
+    /// [`Error::Missing`] when there is no file, [`Error::Damaged`] when the bytes are not those that were accepted.
+    pub async fn read(&self, upload: Arc<Upload>) -> Result<Bytes> {
+        let spool = self.clone();
+        blocking(move || {
+            let mut file = spool.open_photo(&upload)?;
+            let size =
+                usize::try_from(upload.size_bytes).map_err(|_| Error::Damaged("its size is beyond memory".into()))?;
+            let mut photo = vec![0; size];
+            file.read_exact(&mut photo).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => Error::Damaged(format!("its file is shorter than its {size} bytes")),
+                _ => Error::unavailable(format_args!("cannot read the photo of upload {}", upload.id), error),
+            })?;
+            let sha256 = Sha256::of(&photo);
+            if sha256 != upload.sha256 {
+                return Err(Error::Damaged(format!(
+                    "its bytes on disk have the digest {sha256}, not {}",
+                    upload.sha256
+                )));
+            }
+            Ok(Bytes::from(photo))
+        })
+        .await
+    }
+
+    /// The photo's file, to be streamed: its first `size_bytes` are the photo.
+    pub async fn stream(&self, upload: Arc<Upload>) -> Result<impl tokio::io::AsyncRead + use<>> {
+        let spool = self.clone();
+        let size = upload.size_bytes;
+        let file = blocking(move || spool.open_photo(&upload)).await?;
+        Ok(tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size))
+    }
+
+    fn open_photo(&self, upload: &Upload) -> Result<File> {
+        File::open(self.path(upload.id, upload.content_type)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Missing("its photo is not on disk".to_owned()),
+            _ => Error::unavailable(format_args!("cannot open the photo of upload {}", upload.id), error),
+        })
+    }
+
+    /// Removes the photo. One that is not there is no error: a crash may have come between removing it and saying so.
+    pub async fn remove(&self, upload: Arc<Upload>) -> Result<()> {
+        let spool = self.clone();
+        blocking(move || match fs::remove_file(spool.path(upload.id, upload.content_type)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// Marks a photo that is on disk as not yet in the queue, durably.
+    pub async fn journal(&self, upload: Arc<Upload>) -> Result<()> {
+        let spool = self.clone();
+        blocking(move || {
+            spool.check_fault()?;
+            let folder = spool.inner.root.join("journal");
+            let mark = folder.join(photo_name(upload.id, upload.content_type));
+            File::create(mark).map_err(|e| spool.write_error("journal", &upload, e))?;
+            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| spool.sync_error(&upload, e))
+        })
+        .await
+    }
+
+    /// Up to `limit` photos that were acknowledged while the queue was away. A mark whose photo is gone is dropped.
+    pub async fn journaled(&self, limit: usize) -> Result<Vec<Upload>> {
+        let spool = self.clone();
+        blocking(move || {
+            let failed = |error| Error::unavailable("cannot read the spool's journal", error);
+            let mut uploads = Vec::new();
+            for entry in fs::read_dir(spool.inner.root.join("journal")).map_err(failed)?.take(limit) {
+                let mark = entry.map_err(failed)?;
+                let name = mark.file_name().to_string_lossy().into_owned();
+                let Some(path) = spool.path_of_name(&name) else { continue };
+                match read_record(&path) {
+                    Ok(upload) => uploads.push(upload),
+                    Err(Error::Unavailable(_)) if !path.exists() => drop(fs::remove_file(mark.path())),
+                    Err(error) => tracing::error!(photo = %path.display(), %error, "a journaled photo cannot be read"),
+                }
+            }
+            Ok(uploads)
+        })
+        .await
+    }
+
+    /// Takes the mark off a photo that the queue has now. That it comes back after a power cut does no harm.
+    pub async fn unjournal(&self, upload: &Upload) -> Result<()> {
+        let mark = self.inner.root.join("journal").join(photo_name(upload.id, upload.content_type));
+        blocking(move || match fs::remove_file(mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::unavailable("cannot take a mark off the spool's journal", error))
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// Removes what writers left unfinished more than `age` ago; how many files that were. Blocks.
+    pub fn sweep_incoming(&self, age: Duration) -> Result<u64> {
+        let folder = self.inner.root.join("incoming");
+        let failed = |error| Error::unavailable("cannot sweep the spool's incoming folder", error);
+        let mut swept = 0;
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::now());
+            let old = SystemTime::now().duration_since(modified).is_ok_and(|since| since >= age);
+            if old && fs::remove_file(entry.path()).is_ok() {
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Calls `found` with every photo file's path and record, in no order. Blocks; a file that comes or goes meanwhile may
+    /// or may not be seen.
+    pub fn walk(&self, mut found: impl FnMut(&Path, Result<Upload>)) -> Result<()> {
+        let failed = |error| Error::unavailable("cannot walk the spool", error);
+        for shard in 0..=255u8 {
+            for entry in fs::read_dir(self.inner.root.join(format!("{shard:02x}"))).map_err(failed)? {
+                let path = entry.map_err(failed)?.path();
+                found(&path, read_record(&path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that are being written, or were left when their writer died. Blocks.
+    pub fn incoming_count(&self) -> Result<usize> {
+        fs::read_dir(self.inner.root.join("incoming"))
+            .map(Iterator::count)
+            .map_err(|e| Error::unavailable("cannot list the spool's incoming folder", e))
+    }
+
+    /// Where the photo of an upload is.
+    pub fn path(&self, id: UploadId, image: ImageType) -> PathBuf {
+        self.inner.root.join(format!("{:02x}", shard(id))).join(photo_name(id, image))
+    }
+
+    fn path_of_name(&self, name: &str) -> Option<PathBuf> {
+        let id: UploadId = name.split('.').next()?.parse().ok()?;
+        Some(self.inner.root.join(format!("{:02x}", shard(id))).join(name))
+    }
+}
+
+fn photo_name(id: UploadId, image: ImageType) -> String {
+    format!("{id}.{}", image.extension())
+}
+
+/// The last byte is random in both kinds of id.
+fn shard(id: UploadId) -> usize {
+    usize::from(id.0.as_bytes()[15])
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::unavailable("a disk task ended early", e)))
+}
+
+/// A file being written. It is deleted when dropped, unless it was kept.
+struct Part {
+    file: File,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Part {
+    fn create(folder: &Path) -> io::Result<Part> {
+        let path = folder.join(format!("{:032x}.part", rand::random::<u128>()));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        Ok(Part { file, path, kept: false })
+    }
+
+    fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// `AlreadyExists` when `to` is taken.
+fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // some network file systems do not know the flag
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            done => return done.map_err(io::Error::from),
+        }
+    }
+    fs::hard_link(from, to)?;
+    let _ = fs::remove_file(from); // a second name in incoming/ is swept later
+    Ok(())
+}
+
+/// What stands behind the photo in its file: record, length, CRC, magic.
+fn trailer(upload: &Upload) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(upload).unwrap_or_default();
+    let (length, crc) = (bytes.len() as u32, crc32fast::hash(&bytes));
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(MAGIC);
+    bytes
+}
+
+/// The record at the end of a photo file.
+fn read_record(path: &Path) -> Result<Upload> {
+    let damaged = |what: &str| Error::Damaged(format!("{}: {what}", path.display()));
+    let failed = |error: io::Error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    if size < FOOTER_BYTES as u64 {
+        return Err(damaged("too short to hold a record"));
+    }
+    let mut footer = [0; FOOTER_BYTES];
+    file.seek(SeekFrom::End(-(FOOTER_BYTES as i64))).map_err(failed)?;
+    file.read_exact(&mut footer).map_err(failed)?;
+    let word = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
+    let (length, crc) = (word(0) as usize, word(4));
+    if &footer[8..] != MAGIC || length > RECORD_BYTES_MAX || (length + FOOTER_BYTES) as u64 > size {
+        return Err(damaged("its end is not that of a photo file"));
+    }
+    let mut record = vec![0; length];
+    file.seek(SeekFrom::End(-((FOOTER_BYTES + length) as i64))).map_err(failed)?;
+    file.read_exact(&mut record).map_err(failed)?;
+    if crc32fast::hash(&record) != crc {
+        return Err(damaged("its record does not match its checksum"));
+    }
+    let upload: Upload =
+        serde_json::from_slice(&record).map_err(|e| damaged(&format!("its record cannot be read: {e}")))?;
+    if upload.size_bytes != size - (FOOTER_BYTES + length) as u64 {
+        return Err(damaged("it does not have the size that its record gives"));
+    }
+    Ok(upload)
+}

@@ -1,0 +1,255 @@
+//! The way out: what is accepted ends in the bucket, paced; what goes wrong is charged to whom it belongs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use forebay::bucket::{Bucket, Endpoint, Object};
+use forebay::drain::Drain;
+use forebay::keeper::Keeper;
+use forebay::pacer::Pacer;
+use forebay::queue::Record;
+use forebay::status::Condition;
+use forebay::units::Rate;
+use forebay::upload::{Sha256, State};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::site::Site;
+use crate::support::{eventually, photo};
+
+const FAST: Rate = Rate(1_000_000_000);
+
+/// A drain at work; it stops when dropped.
+struct Pouring {
+    pacer: Pacer,
+    condition: tokio::sync::watch::Receiver<Condition>,
+    _stop: DropGuard,
+}
+
+fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
+    let pacer = Pacer::new(allowance);
+    let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket.clone(), pacer.clone())
+        .resting(Duration::from_millis(10));
+    let (condition, stop) = (drain.condition(), CancellationToken::new());
+    let stopped = stop.clone();
+    tokio::spawn(async move { drain.run(stopped, Duration::from_secs(1)).await });
+    Pouring { pacer, condition, _stop: stop.drop_guard() }
+}
+
+async fn in_state(site: &Site, record: &Record, state: State) -> Record {
+    eventually(&format!("an upload to be {state}"), async || {
+        site.queue.get(record.upload.id).await.unwrap().filter(|r| r.state == state)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_accepted_photo_ends_as_one_object_with_its_bytes() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    in_state(&site, &record, State::Uploaded).await;
+    let upload = &record.upload;
+    assert_eq!(bucket.read_back(&upload.object_key).await.unwrap(), Some((upload.size_bytes, upload.sha256)));
+    let mut objects = Vec::new();
+    bucket.list("", |object| objects.push(object.key)).await.unwrap();
+    assert_eq!(objects, [upload.object_key.clone()]);
+}
+
+#[tokio::test]
+async fn what_leaves_is_paid_for_and_never_above_the_allowance() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let mut records = Vec::new();
+    for n in 0..30 {
+        records.push(site.accept("cam-1", &photo(n)).await);
+    }
+    let allowance = 300_000;
+    let began = Instant::now();
+    let pouring = pour(&site, &bucket, Rate(allowance));
+    for record in &records {
+        in_state(&site, record, State::Uploaded).await;
+        let most = began.elapsed().as_secs_f64() * allowance as f64;
+        let paid = pouring.pacer.paid_bytes() as f64;
+        assert!(paid <= most, "{paid} bytes were paid for when {most} were allowed");
+    }
+    let photos: u64 = records.iter().map(|r| r.upload.size_bytes).sum();
+    let paid = pouring.pacer.paid_bytes();
+    assert!(paid > photos && paid < photos + 30 * 2_000, "{paid} bytes were paid for {photos} bytes of photos");
+}
+
+#[tokio::test]
+async fn an_uploaded_photo_leaves_the_disk() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    let stop = CancellationToken::new();
+    let (keeper, stopped) = (Keeper::new(&site.config, site.spool.clone(), site.queue.clone()), stop.clone());
+    tokio::spawn(async move { keeper.run(stopped).await });
+    let removed = eventually("the photo to be removed", async || {
+        site.queue.get(record.upload.id).await.unwrap().filter(|r| r.removed_at.is_some())
+    })
+    .await;
+    assert_eq!(removed.state, State::Uploaded);
+    assert_eq!(site.files().await, (0, 0));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn an_uploaded_photo_stays_while_it_is_to_be_retained() {
+    let site = Site::start(&[("retain", "1h")]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    in_state(&site, &record, State::Uploaded).await;
+    assert_eq!(site.queue.removable(site.config.retain, 10).await.unwrap(), []);
+    assert_eq!(site.files().await, (1, 0));
+}
+
+#[tokio::test]
+async fn a_photo_damaged_on_disk_is_set_aside_and_never_uploaded_and_the_others_go_on() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let damaged = site.accept("cam-1", &photo(1)).await;
+    let sound = site.accept("cam-2", &photo(2)).await;
+    let path = site.spool.path(damaged.upload.id, damaged.upload.content_type);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[5_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let _pouring = pour(&site, &bucket, FAST);
+    let dead = in_state(&site, &damaged, State::Dead).await;
+    assert!(dead.reason.unwrap().contains("damaged on disk"));
+    in_state(&site, &sound, State::Uploaded).await;
+    assert_eq!(bucket.read_back(&damaged.upload.object_key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_photo_that_is_not_on_disk_is_set_aside_after_a_few_looks() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    site.spool.remove(record.upload.clone()).await.unwrap();
+    let _pouring = pour(&site, &bucket, FAST);
+    let dead = in_state(&site, &record, State::Dead).await;
+    assert_eq!(dead.failures, 5);
+}
+
+#[tokio::test]
+async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let bytes = bytes::Bytes::from(photo(1));
+    let upload = &record.upload;
+    let object = Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &bytes };
+    bucket.put(object, http_body_util::Full::new(bytes.clone())).await.unwrap();
+    site.queue.release(&lease).await.unwrap();
+
+    let pouring = pour(&site, &bucket, FAST);
+    in_state(&site, &record, State::Uploaded).await;
+    assert!(pouring.pacer.paid_bytes() < 2_000, "{} bytes were sent", pouring.pacer.paid_bytes());
+}
+
+#[tokio::test]
+async fn a_missing_bucket_pauses_the_drain_and_charges_nobody() {
+    let site = Site::start(&[]).await;
+    let (s3, _) = site.bucket().await;
+    let bucket = Bucket::at(s3.endpoint(), "made-later");
+    let record = site.accept("cam-1", &photo(1)).await;
+    let mut pouring = pour(&site, &bucket, FAST);
+    let paused = pouring.condition.wait_for(|c| matches!(c, Condition::Paused { .. })).await.unwrap().clone();
+    assert!(paused.in_words().contains("NoSuchBucket"), "{paused:?}");
+    let waiting = in_state(&site, &record, State::Queued).await;
+    assert_eq!(waiting.failures, 0);
+    bucket.create().await.unwrap();
+    in_state(&site, &record, State::Uploaded).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_pauses_the_drain_and_charges_nobody() {
+    let site = Site::start(&[]).await;
+    let url = format!("http://127.0.0.1:{}", crate::support::free_port());
+    let bucket = Bucket::at(&Endpoint { url, access_key: "a".into(), secret_key: "s3cret".into() }, "photos");
+    let record = site.accept("cam-1", &photo(1)).await;
+    let mut pouring = pour(&site, &bucket, FAST);
+    let paused = pouring.condition.wait_for(|c| matches!(c, Condition::Paused { .. })).await.unwrap().clone();
+    assert!(!paused.in_words().contains("s3cret"), "{paused:?}");
+    assert_eq!(site.queue.get(record.upload.id).await.unwrap().unwrap().failures, 0);
+}
+
+/// A store that answers every PUT in the same way: what a sound one cannot be made to do.
+async fn fake_store(status: StatusCode, code: &'static str) -> Bucket {
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", tcp.local_addr().unwrap());
+    let answer = move |request: axum::extract::Request| async move {
+        let _ = axum::body::to_bytes(request.into_body(), 1 << 24).await;
+        (status, format!("<Error><Code>{code}</Code><Message>made up</Message></Error>")).into_response()
+    };
+    tokio::spawn(async move { axum::serve(tcp, axum::Router::new().fallback(answer)).await });
+    Bucket::at(&Endpoint { url, access_key: "a".into(), secret_key: "s".into() }, "photos")
+}
+
+#[tokio::test]
+async fn an_object_that_the_store_refuses_is_dead_after_five_failures_and_says_why() {
+    let site = Site::start(&[]).await;
+    let bucket = fake_store(StatusCode::BAD_REQUEST, "EntityTooLarge").await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    let dead = in_state(&site, &record, State::Dead).await;
+    assert_eq!(dead.failures, 5);
+    assert!(dead.reason.unwrap().contains("EntityTooLarge"));
+    assert_eq!(site.files().await, (1, 0), "an operator decides what becomes of the photo");
+}
+
+#[tokio::test]
+async fn a_store_that_says_success_but_confirms_nothing_is_not_believed() {
+    let site = Site::start(&[]).await;
+    let bucket = fake_store(StatusCode::OK, "").await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    eventually("a few attempts", async || {
+        site.queue.get(record.upload.id).await.unwrap().filter(|r| r.attempt > 2)
+    })
+    .await;
+    assert_ne!(site.queue.get(record.upload.id).await.unwrap().unwrap().state, State::Uploaded);
+}
+
+#[tokio::test]
+async fn a_drain_that_stops_gives_its_leases_back() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket, Pacer::new(Rate(1_000)));
+    let stop = CancellationToken::new();
+    let (running, stopped) = (Arc::new(drain), stop.clone());
+    let run = tokio::spawn(async move { running.run(stopped, Duration::from_millis(50)).await });
+    in_state(&site, &record, State::Uploading).await;
+    stop.cancel();
+    run.await.unwrap();
+    assert_eq!(site.queue.get(record.upload.id).await.unwrap().unwrap().state, State::Queued);
+}
+
+#[tokio::test]
+async fn what_was_journaled_is_taken_into_the_queue_once() {
+    let site = Site::start(&[]).await;
+    let photo = photo(1);
+    let upload = site.accept("cam-1", &photo).await.upload;
+    let mut waiting = (*upload).clone();
+    waiting.id = forebay::upload::UploadId::new();
+    waiting.sha256 = Sha256::of(&photo);
+    let waiting = Arc::new(waiting);
+    site.spool.store(waiting.clone(), photo).await.unwrap();
+    site.spool.journal(waiting.clone()).await.unwrap();
+    site.spool.journal(upload.clone()).await.unwrap(); // its commit was made, only the reply was lost
+    let stop = CancellationToken::new();
+    let (keeper, stopped) = (Keeper::new(&site.config, site.spool.clone(), site.queue.clone()), stop.clone());
+    tokio::spawn(async move { keeper.run(stopped).await });
+    eventually("the journal to be empty", async || site.spool.journaled(10).await.unwrap().is_empty().then_some(())).await;
+    assert_eq!(site.records().await.len(), 2);
+    assert!(site.queue.get(waiting.id).await.unwrap().is_some());
+    stop.cancel();
+}

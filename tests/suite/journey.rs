@@ -1,0 +1,171 @@
+//! One upload's journey through the real program: device to spool to queue to a real S3 server, and the audit of it.
+
+use forebay::upload::Sha256;
+use serde_json::Value;
+
+use crate::support::program::{Program, run, s3_settings};
+use crate::support::site::Answer;
+use crate::support::{eventually, json_upload, photo, postgres, weed};
+
+async fn get(url: &str) -> Answer {
+    Answer::of(reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap()).await
+}
+
+async fn uploaded(program: &Program, id: &Value) -> Value {
+    let url = format!("{}/v1/uploads/{}", program.url, id.as_str().unwrap());
+    eventually("an upload to be uploaded", async || {
+        let view = get(&url).await.body;
+        (view["state"] == "uploaded").then_some(view)
+    })
+    .await
+}
+
+/// `curl` as the README has it.
+async fn curl(arguments: &[&str]) -> Value {
+    let mut command = tokio::process::Command::new("curl");
+    command.args(["-sS", "--noproxy", "*", "--fail-with-body"]).args(arguments);
+    let done = command.output().await.expect("curl is not installed; run tests/install-parts");
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success(), "{text} {}", String::from_utf8_lossy(&done.stderr));
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Sends a photo by each of the three bodies to a running `serve`, and finds each in the bucket.
+async fn three_bodies_end_in_the_bucket(queue: Option<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (bucket, endpoint, name) = weed::bucket().await;
+    let mut settings = s3_settings(&endpoint, &name);
+    settings.push(("FOREBAY_S3_PREFIX".into(), "site-7".into()));
+    settings.extend(queue.map(|url| ("FOREBAY_QUEUE_URL".to_owned(), url)));
+    let data = folder.path().join("data");
+    let program = Program::start("serve", &settings, &data).await;
+
+    let file = |n: usize| {
+        let path = folder.path().join(format!("photo-{n}.jpg"));
+        std::fs::write(&path, photo(n)).unwrap();
+        path.display().to_string()
+    };
+    let json = folder.path().join("body.json");
+    std::fs::write(&json, json_upload("cam-1", Some("1"), &photo(1)).to_string()).unwrap();
+    let answers = [
+        curl(&["-H", "Content-Type: application/json", "--data-binary", &format!("@{}", json.display()), &program.url]).await,
+        curl(&["-F", "device_id=cam-1", "-F", &format!("image=@{}", file(2)), &program.url]).await,
+        curl(&[
+            "-H", "Content-Type: image/jpeg", "-H", "X-Device-Id: cam-1",
+            "--data-binary", &format!("@{}", file(3)), &program.url,
+        ])
+        .await,
+    ];
+    for (n, answer) in answers.iter().enumerate() {
+        let view = uploaded(&program, &answer["id"]).await;
+        let sent = photo(n + 1);
+        let key = view["object_key"].as_str().unwrap();
+        assert!(key.starts_with("site-7/cam-1/"), "{key}");
+        assert_eq!(bucket.read_back(key).await.unwrap(), Some((sent.len() as u64, Sha256::of(&sent))));
+    }
+
+    let status = eventually("the books to be balanced", async || {
+        let status = get(&format!("{}/status", program.console)).await.body;
+        (status["books"]["uploaded"]["uploads"] == 3 && status["backlog"]["uploads"] == 0).then_some(status)
+    })
+    .await;
+    assert_eq!(status["books"]["accepted"]["uploads"], 3);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let metrics = client.get(format!("{}/metrics", program.console)).send().await.unwrap().text().await.unwrap();
+    for line in [
+        "forebay_ingest_answers_total{status=\"201\"} 3",
+        "forebay_drain_attempts_total{outcome=\"uploaded\"} 3",
+        "forebay_uploads{state=\"uploaded\"} 3",
+        "forebay_backlog_uploads 0",
+        "forebay_drain_allowance_bytes_per_second 5000000",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    assert!(program.terminate().await, "a clean end on SIGTERM");
+
+    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
+    let verified = run(&["verify", "--bytes", "--json"], &settings, folder.path()).await;
+    let report: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert!(verified.status.success(), "{report}");
+    assert_eq!((report["verified"].as_u64(), report["disagreements"].as_u64()), (Some(3), Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_bodies_end_in_the_bucket_by_a_sqlite_queue() {
+    three_bodies_end_in_the_bucket(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_bodies_end_in_the_bucket_by_a_postgres_queue() {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    three_bodies_end_in_the_bucket(Some(url)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_upload_and_device_in_every_line_that_concerns_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_bucket, endpoint, name) = weed::bucket().await;
+    let mut settings = s3_settings(&endpoint, &name);
+    settings.push(("FOREBAY_LOG".into(), "forebay=debug".into()));
+    let program = Program::start("serve", &settings, &folder.path().join("data")).await;
+    let body = json_upload("cam-17", None, &photo(1)).to_string();
+    let request = reqwest::Client::builder().no_proxy().build().unwrap().post(&program.url);
+    let answer = Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await;
+    uploaded(&program, &answer.body["id"]).await;
+    for message in ["acknowledged", "uploaded"] {
+        let line = eventually("the line", async || program.log().into_iter().find(|line| line["message"] == message)).await;
+        assert_eq!(line["span"]["upload"], answer.body["id"], "{line}");
+        assert_eq!(line["span"]["device"], "cam-17", "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bucket, endpoint, name) = weed::bucket().await;
+    let mut settings = s3_settings(&endpoint, &name);
+    settings.push(("FOREBAY_RETAIN".into(), "1h".into()));
+    let data = folder.path().join("data");
+    let program = Program::start("serve", &settings, &data).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut views = Vec::new();
+    for n in 0..3 {
+        let body = json_upload("cam-1", None, &photo(n)).to_string();
+        let request = client.post(&program.url).header("content-type", "application/json").body(body);
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        views.push(uploaded(&program, &answer.body["id"]).await);
+    }
+    program.terminate().await;
+    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
+    let audit = async || {
+        let done = run(&["verify", "--bytes", "--json"], &settings, folder.path()).await;
+        (done.status.success(), serde_json::from_slice::<Value>(&done.stdout).unwrap())
+    };
+    assert!(audit().await.0);
+
+    // another object under the first one's key, a damaged photo on disk, a photo that the queue does not know
+    let (other, key) = (bytes::Bytes::from(photo(9)), views[0]["object_key"].as_str().unwrap());
+    let object = forebay::bucket::Object {
+        key,
+        content_type: forebay::upload::ImageType::Jpeg,
+        sha256: Sha256::of(&other),
+        photo: &other,
+    };
+    bucket.put(object, http_body_util::Full::new(other.clone())).await.unwrap();
+    let on_disk = |view: &Value| {
+        let id = view["id"].as_str().unwrap();
+        data.join("spool").join(&id[id.len() - 2..]).join(format!("{id}.jpg"))
+    };
+    let mut bytes = std::fs::read(on_disk(&views[1])).unwrap();
+    bytes[3_000] ^= 1;
+    std::fs::write(on_disk(&views[1]), bytes).unwrap();
+    let stranger = data.join("spool/ff/01936f0e-7b1c-7e3a-9d2f-0c4b8a6d5eff.jpg");
+    std::fs::write(stranger, b"no photo").unwrap();
+    let (agrees, report) = audit().await;
+    assert!(!agrees);
+    assert_eq!(report["disagreements"], 3, "{report}");
+    let shown = report["shown"].to_string();
+    for part in [key, views[1]["id"].as_str().unwrap(), "01936f0e-7b1c-7e3a-9d2f-0c4b8a6d5eff"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+}

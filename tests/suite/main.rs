@@ -1,0 +1,13 @@
+//! The end-to-end tests and the conformance suite: real Postgres, real S3 servers, real nginx, the real program.
+//!
+//! A part that is missing fails the tests that need it, and says what to install (`tests/install-parts`).
+
+mod support;
+
+mod drain;
+mod ingest;
+mod journey;
+mod program;
+mod queue;
+mod spool;
+mod through_nginx;

@@ -1,0 +1,191 @@
+//! The spool: what is stored is there, whole, with its record; what is not, leaves nothing behind.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::config::SpoolLimits;
+use forebay::error::Error;
+use forebay::spool::{Spool, Stored};
+use forebay::units::{ByteSize, Reserve, UnixMs};
+use forebay::upload::{ImageType, Priority, Sha256, Upload, UploadId};
+
+use crate::support::photo;
+
+const NO_LIMITS: SpoolLimits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
+
+fn open(folder: &tempfile::TempDir) -> Spool {
+    Spool::open(folder.path(), NO_LIMITS).unwrap()
+}
+
+fn upload_of(photo: &[u8], upload_id: &str) -> Arc<Upload> {
+    let device_id = "cam-1".parse().unwrap();
+    Arc::new(Upload {
+        id: UploadId::of_device(&device_id, upload_id),
+        device_id,
+        upload_id: Some(upload_id.to_owned()),
+        object_key: format!("cam-1/{upload_id}.jpg"),
+        size_bytes: photo.len() as u64,
+        sha256: Sha256::of(photo),
+        content_type: ImageType::Jpeg,
+        filename: Some("north gate.jpg".to_owned()),
+        captured_at: None,
+        priority: Priority::High,
+        metadata: BTreeMap::from([("site".to_owned(), "7".to_owned())]),
+        traceparent: None,
+        received_at: UnixMs(1_763_000_000_123),
+    })
+}
+
+fn only_file(spool: &Spool) -> PathBuf {
+    let mut files = Vec::new();
+    spool.walk(|path, _| files.push(path.to_owned())).unwrap();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files.remove(0)
+}
+
+fn flip_byte(path: &Path, place: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[place] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_stored_photo_is_read_back_with_its_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    assert_eq!(spool.store(upload.clone(), photo.clone()).await.unwrap(), Stored::New);
+    assert_eq!(spool.read(upload.clone()).await.unwrap(), photo);
+    let mut found = Vec::new();
+    spool.walk(|_, record| found.push(record.unwrap())).unwrap();
+    assert_eq!(found, [(*upload).clone()]);
+    assert_eq!(spool.incoming_count().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_stored_photo_opens_as_an_image_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap();
+    assert!(std::fs::read(only_file(&spool)).unwrap().starts_with(&photo));
+}
+
+#[tokio::test]
+async fn the_same_id_again_keeps_the_first_photo_and_says_whose_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder);
+    let (first, second) = (photo(1), photo(2));
+    spool.store(upload_of(&first, "1"), first.clone()).await.unwrap();
+    let again = spool.store(upload_of(&second, "1"), second).await.unwrap();
+    assert_eq!(again, Stored::Held(Box::new((*upload_of(&first, "1")).clone())));
+    assert_eq!(spool.read(upload_of(&first, "1")).await.unwrap(), first);
+    assert_eq!(spool.incoming_count().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn of_one_photo_stored_fifty_times_at_once_one_is_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let all = (0..50).map(|_| spool.store(upload_of(&photo, "1"), photo.clone()));
+    let stored = futures_util::future::join_all(all).await;
+    assert_eq!(stored.iter().filter(|s| s.as_ref().unwrap() == &Stored::New).count(), 1);
+    only_file(&spool);
+}
+
+#[tokio::test]
+async fn a_byte_that_changed_on_disk_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo.clone()).await.unwrap();
+    flip_byte(&only_file(&spool), photo.len() / 2);
+    assert!(matches!(spool.read(upload).await, Err(Error::Damaged(_))));
+}
+
+#[tokio::test]
+async fn a_record_that_changed_on_disk_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap();
+    flip_byte(&only_file(&spool), photo.len() + 20);
+    spool.walk(|_, record| assert!(matches!(record, Err(Error::Damaged(_))), "{record:?}")).unwrap();
+}
+
+#[tokio::test]
+async fn a_photo_that_was_cut_off_on_disk_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo.clone()).await.unwrap();
+    let path = only_file(&spool);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(photo.len() as u64 / 2).unwrap();
+    assert!(matches!(spool.read(upload).await, Err(Error::Damaged(_))));
+    spool.walk(|_, record| assert!(matches!(record, Err(Error::Damaged(_))))).unwrap();
+}
+
+#[tokio::test]
+async fn a_photo_that_is_gone_is_missing_and_removing_it_again_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo).await.unwrap();
+    spool.remove(upload.clone()).await.unwrap();
+    spool.remove(upload.clone()).await.unwrap();
+    assert!(matches!(spool.read(upload).await, Err(Error::Missing(_))));
+}
+
+#[tokio::test]
+async fn the_journal_gives_back_what_was_marked_until_the_mark_is_taken_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo).await.unwrap();
+    spool.journal(upload.clone()).await.unwrap();
+    assert_eq!(open(&folder).journaled(10).await.unwrap(), [(*upload).clone()], "also after a restart");
+    spool.unjournal(&upload).await.unwrap();
+    assert_eq!(spool.journaled(10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_mark_whose_photo_is_gone_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo).await.unwrap();
+    spool.journal(upload.clone()).await.unwrap();
+    spool.remove(upload).await.unwrap();
+    assert_eq!(spool.journaled(10).await.unwrap(), []);
+    assert_eq!(std::fs::read_dir(folder.path().join("spool/journal")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_a_dead_writer_left_is_swept_once_it_is_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder);
+    std::fs::write(folder.path().join("spool/incoming/dead.part"), b"half a photo").unwrap();
+    assert_eq!(spool.sweep_incoming(Duration::from_secs(3600)).unwrap(), 0, "its writer may live");
+    assert_eq!(spool.sweep_incoming(Duration::ZERO).unwrap(), 1);
+}
+
+#[test]
+fn a_photo_that_would_eat_into_the_reserve_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = open(&folder).space().unwrap().free_bytes;
+    let limits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(free + (1 << 40))), max: None };
+    let spool = Spool::open(folder.path(), limits).unwrap();
+    assert!(matches!(spool.admit(1), Err(Error::Full(_))));
+}
+
+#[tokio::test]
+async fn a_spool_at_its_own_limit_refuses_until_it_holds_less() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: Some(ByteSize(30_000)) };
+    let (spool, photo) = (Spool::open(folder.path(), limits).unwrap(), photo(1));
+    spool.admit(20_000).unwrap();
+    spool.store(upload_of(&photo, "1"), photo).await.unwrap();
+    assert!(matches!(spool.admit(20_000), Err(Error::Full(_))));
+    spool.set_held_bytes(0);
+    spool.admit(20_000).unwrap();
+}

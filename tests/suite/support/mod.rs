@@ -1,0 +1,48 @@
+//! What the tests start and ask: servers on free ports, one appliance's parts in process, photos, and waiting.
+
+pub mod nginx;
+pub mod postgres;
+pub mod process;
+pub mod program;
+pub mod site;
+pub mod weed;
+
+use std::time::{Duration, Instant};
+
+use forebay::fleet::photo::Camera;
+
+/// The longest any condition is waited for. A test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` gives something, and gives it.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A real JPEG of some 20 kB; another number makes another photo.
+pub fn photo(number: usize) -> Vec<u8> {
+    static CAMERA: std::sync::OnceLock<Camera> = std::sync::OnceLock::new();
+    CAMERA.get_or_init(|| Camera::new(20_000).unwrap()).photo(number, &format!("photo {number}"))
+}
+
+/// A photo as the body that devices send.
+pub fn json_upload(device: &str, upload_id: Option<&str>, photo: &[u8]) -> serde_json::Value {
+    let image = base64_simd::STANDARD.encode_to_string(photo);
+    let mut body = serde_json::json!({ "device_id": device, "image": image });
+    if let Some(upload_id) = upload_id {
+        body["upload_id"] = upload_id.into();
+    }
+    body
+}

@@ -1,0 +1,57 @@
+//! Debian's nginx with the repository's own server configuration.
+
+use std::path::Path;
+use std::process::Child;
+
+use super::process::{find_program, guarded, start};
+use super::{eventually, free_port};
+
+pub struct Nginx {
+    pub url: String,
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// In front of `replicas`, given as host:port.
+    pub async fn start(replicas: &[String]) -> Nginx {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let port = free_port();
+        let servers: String = replicas.iter().map(|replica| format!("server {replica} max_fails=0; ")).collect();
+        let server_config = Path::new(env!("CARGO_MANIFEST_DIR")).join("nginx/forebay.conf");
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|kind| format!("    {kind}_temp_path {};\n", at(kind)))
+            .collect();
+        let main = format!(
+            "user root;\nworker_processes 1;\ndaemon off;\npid {};\nerror_log {} warn;\nevents {{ worker_connections 4096; }}\n\
+             http {{\n{temporary}    upstream forebay_ingest {{ {servers} keepalive 16; }}\n    include {};\n    access_log {} forebay;\n}}\n",
+            at("pid"),
+            at("error.log"),
+            server_config.display(),
+            at("access.log"),
+        );
+        let main = if super::process::is_root() { main } else { main.replace("user root;\n", "") };
+        std::fs::write(at("nginx.conf"), main).unwrap();
+        std::fs::write(at("listen.conf"), format!("listen 127.0.0.1:{port};\n")).unwrap();
+        let mut command = guarded(find_program("nginx", &[]), "KILL", None);
+        command.arg("-e").arg(at("error.log")).arg("-c").arg(at("nginx.conf"));
+        let mut nginx = Nginx { url: format!("http://127.0.0.1:{port}"), process: start(command), _folder: folder };
+        eventually("nginx to listen", async || {
+            if let Ok(Some(status)) = nginx.process.try_wait() {
+                panic!("nginx ended with {status}");
+            }
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+        nginx
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
