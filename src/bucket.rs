@@ -19,7 +19,7 @@ use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
-use crate::config::BucketConfig;
+use crate::config::{BucketConfig, Endpoint};
 use crate::error::{Error, Result};
 use crate::upload::{ImageType, Sha256, Sha256Hasher};
 
@@ -49,14 +49,6 @@ pub struct Object<'a> {
 pub struct Listed {
     pub key: String,
     pub size_bytes: u64,
-}
-
-/// How to reach a store without AWS's own variables: for the embedded one.
-#[derive(Clone)]
-pub struct Endpoint {
-    pub url: String,
-    pub access_key: String,
-    pub secret_key: String,
 }
 
 impl Bucket {

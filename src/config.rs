@@ -124,6 +124,14 @@ pub struct BucketConfig {
     pub path_style: bool,
 }
 
+/// How to reach a store that is given, not configured by AWS's own variables: the embedded one.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub url: String,
+    pub access_key: String,
+    pub secret_key: String,
+}
+
 /// The link and the share of it that uploads may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Uplink {

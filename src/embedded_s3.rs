@@ -11,7 +11,7 @@ use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::bucket::Endpoint;
+use crate::config::Endpoint;
 use crate::error::{Error, Result};
 
 /// A running server. It stops when dropped.

@@ -46,6 +46,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry> {
         .without_units() // the names have them already
         .without_counter_suffixes()
         .without_target_info()
+        .scope_info_enabled(false)
         .build()
         .map_err(|e| failed(e.to_string()))?;
     let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader);

@@ -18,7 +18,7 @@ fn root() -> &'static Path {
 
 fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
             files.extend(files_below(&path, extension));
@@ -152,7 +152,11 @@ fn the_compose_file_hands_down_only_settings_that_exist() {
 fn the_readme_names_every_command() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     for command in forebay::commands::command_line().get_subcommands() {
-        assert!(readme.contains(&format!("forebay {}", command.get_name())), "{} is not in README.md", command.get_name());
+        assert!(
+            readme.contains(&format!("forebay {}", command.get_name())),
+            "{} is not in README.md",
+            command.get_name()
+        );
     }
 }
 

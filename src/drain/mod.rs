@@ -52,7 +52,15 @@ struct Pause {
 impl Drain {
     pub fn new(spool: Spool, queue: Queue, bucket: Bucket, pacer: Pacer) -> Self {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
-        Drain { spool, queue, bucket, pacer, owner, rest: attempt::REST, condition: watch::Sender::new(Condition::Idle) }
+        Drain {
+            spool,
+            queue,
+            bucket,
+            pacer,
+            owner,
+            rest: attempt::REST,
+            condition: watch::Sender::new(Condition::Idle),
+        }
     }
 
     /// With another rest after an upload's first failure of its own; it doubles with each further one.

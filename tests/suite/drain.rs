@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use forebay::bucket::{Bucket, Endpoint, Object};
+use forebay::bucket::{Bucket, Object};
+use forebay::config::Endpoint;
 use forebay::drain::Drain;
 use forebay::keeper::Keeper;
 use forebay::pacer::Pacer;
@@ -16,7 +17,7 @@ use forebay::upload::{Sha256, State};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::site::Site;
-use crate::support::{eventually, photo};
+use crate::support::{eventually, photo, weed};
 
 const FAST: Rate = Rate(1_000_000_000);
 
@@ -35,6 +36,12 @@ fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
     let stopped = stop.clone();
     tokio::spawn(async move { drain.run(stopped, Duration::from_secs(1)).await });
     Pouring { pacer, condition, _stop: stop.drop_guard() }
+}
+
+async fn paused(pouring: &mut Pouring) -> Condition {
+    let paused = pouring.condition.wait_for(|condition| matches!(condition, Condition::Paused { .. }));
+    let paused = tokio::time::timeout(crate::support::PATIENCE, paused).await.expect("the drain does not pause");
+    paused.unwrap().clone()
 }
 
 async fn in_state(site: &Site, record: &Record, state: State) -> Record {
@@ -145,7 +152,8 @@ async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
     let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
     let bytes = bytes::Bytes::from(photo(1));
     let upload = &record.upload;
-    let object = Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &bytes };
+    let object =
+        Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &bytes };
     bucket.put(object, http_body_util::Full::new(bytes.clone())).await.unwrap();
     site.queue.release(&lease).await.unwrap();
 
@@ -154,14 +162,14 @@ async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
     assert!(pouring.pacer.paid_bytes() < 2_000, "{} bytes were sent", pouring.pacer.paid_bytes());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_bucket_pauses_the_drain_and_charges_nobody() {
     let site = Site::start(&[]).await;
-    let (s3, _) = site.bucket().await;
-    let bucket = Bucket::at(s3.endpoint(), "made-later");
+    let (_, endpoint, name) = weed::bucket().await;
+    let bucket = Bucket::at(&endpoint, &format!("{name}-made-later"));
     let record = site.accept("cam-1", &photo(1)).await;
     let mut pouring = pour(&site, &bucket, FAST);
-    let paused = pouring.condition.wait_for(|c| matches!(c, Condition::Paused { .. })).await.unwrap().clone();
+    let paused = paused(&mut pouring).await;
     assert!(paused.in_words().contains("NoSuchBucket"), "{paused:?}");
     let waiting = in_state(&site, &record, State::Queued).await;
     assert_eq!(waiting.failures, 0);
@@ -176,16 +184,19 @@ async fn a_store_that_is_not_there_pauses_the_drain_and_charges_nobody() {
     let bucket = Bucket::at(&Endpoint { url, access_key: "a".into(), secret_key: "s3cret".into() }, "photos");
     let record = site.accept("cam-1", &photo(1)).await;
     let mut pouring = pour(&site, &bucket, FAST);
-    let paused = pouring.condition.wait_for(|c| matches!(c, Condition::Paused { .. })).await.unwrap().clone();
+    let paused = paused(&mut pouring).await;
     assert!(!paused.in_words().contains("s3cret"), "{paused:?}");
     assert_eq!(site.queue.get(record.upload.id).await.unwrap().unwrap().failures, 0);
 }
 
-/// A store that answers every PUT in the same way: what a sound one cannot be made to do.
+/// A store that holds nothing and answers every PUT in the same way: what a sound one cannot be made to do.
 async fn fake_store(status: StatusCode, code: &'static str) -> Bucket {
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", tcp.local_addr().unwrap());
     let answer = move |request: axum::extract::Request| async move {
+        if request.method() == axum::http::Method::HEAD {
+            return StatusCode::NOT_FOUND.into_response();
+        }
         let _ = axum::body::to_bytes(request.into_body(), 1 << 24).await;
         (status, format!("<Error><Code>{code}</Code><Message>made up</Message></Error>")).into_response()
     };
@@ -211,10 +222,8 @@ async fn a_store_that_says_success_but_confirms_nothing_is_not_believed() {
     let bucket = fake_store(StatusCode::OK, "").await;
     let record = site.accept("cam-1", &photo(1)).await;
     let _pouring = pour(&site, &bucket, FAST);
-    eventually("a few attempts", async || {
-        site.queue.get(record.upload.id).await.unwrap().filter(|r| r.attempt > 2)
-    })
-    .await;
+    eventually("a few attempts", async || site.queue.get(record.upload.id).await.unwrap().filter(|r| r.attempt > 2))
+        .await;
     assert_ne!(site.queue.get(record.upload.id).await.unwrap().unwrap().state, State::Uploaded);
 }
 
@@ -248,7 +257,8 @@ async fn what_was_journaled_is_taken_into_the_queue_once() {
     let stop = CancellationToken::new();
     let (keeper, stopped) = (Keeper::new(&site.config, site.spool.clone(), site.queue.clone()), stop.clone());
     tokio::spawn(async move { keeper.run(stopped).await });
-    eventually("the journal to be empty", async || site.spool.journaled(10).await.unwrap().is_empty().then_some(())).await;
+    eventually("the journal to be empty", async || site.spool.journaled(10).await.unwrap().is_empty().then_some(()))
+        .await;
     assert_eq!(site.records().await.len(), 2);
     assert!(site.queue.get(waiting.id).await.unwrap().is_some());
     stop.cancel();

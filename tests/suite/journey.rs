@@ -48,11 +48,17 @@ async fn three_bodies_end_in_the_bucket(queue: Option<String>) {
     let json = folder.path().join("body.json");
     std::fs::write(&json, json_upload("cam-1", Some("1"), &photo(1)).to_string()).unwrap();
     let answers = [
-        curl(&["-H", "Content-Type: application/json", "--data-binary", &format!("@{}", json.display()), &program.url]).await,
+        curl(&["-H", "Content-Type: application/json", "--data-binary", &format!("@{}", json.display()), &program.url])
+            .await,
         curl(&["-F", "device_id=cam-1", "-F", &format!("image=@{}", file(2)), &program.url]).await,
         curl(&[
-            "-H", "Content-Type: image/jpeg", "-H", "X-Device-Id: cam-1",
-            "--data-binary", &format!("@{}", file(3)), &program.url,
+            "-H",
+            "Content-Type: image/jpeg",
+            "-H",
+            "X-Device-Id: cam-1",
+            "--data-binary",
+            &format!("@{}", file(3)),
+            &program.url,
         ])
         .await,
     ];
@@ -113,7 +119,8 @@ async fn the_log_names_upload_and_device_in_every_line_that_concerns_one() {
     let answer = Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await;
     uploaded(&program, &answer.body["id"]).await;
     for message in ["acknowledged", "uploaded"] {
-        let line = eventually("the line", async || program.log().into_iter().find(|line| line["message"] == message)).await;
+        let line =
+            eventually("the line", async || program.log().into_iter().find(|line| line["message"] == message)).await;
         assert_eq!(line["span"]["upload"], answer.body["id"], "{line}");
         assert_eq!(line["span"]["device"], "cam-17", "{line}");
     }

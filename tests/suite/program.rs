@@ -11,7 +11,19 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demo_agrees_with_itself_and_removes_its_data() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = ["demo", "--devices", "50", "--per-minute", "60", "--photo-bytes", "20kB", "--for", "4s", "--uplink-share", "2%"];
+    let arguments = [
+        "demo",
+        "--devices",
+        "50",
+        "--per-minute",
+        "60",
+        "--photo-bytes",
+        "20kB",
+        "--for",
+        "4s",
+        "--uplink-share",
+        "2%",
+    ];
     let done = run(&arguments, &[], folder.path()).await;
     let page = text(&done.stdout);
     assert!(done.status.success(), "{page} {}", text(&done.stderr));

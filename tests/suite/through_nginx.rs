@@ -26,8 +26,19 @@ async fn a_fleet_through_nginx_ends_in_the_bucket_and_its_ledger_agrees() {
     let ledger = folder.path().join("devices.ledger").display().to_string();
     let simulated = run(
         &[
-            "simulate", "--url", &nginx.url, "--devices", "50", "--per-minute", "60", "--for", "4s", "--photo-bytes", "20kB",
-            "--ledger", &ledger,
+            "simulate",
+            "--url",
+            &nginx.url,
+            "--devices",
+            "50",
+            "--per-minute",
+            "60",
+            "--for",
+            "4s",
+            "--photo-bytes",
+            "20kB",
+            "--ledger",
+            &ledger,
         ],
         &[],
         folder.path(),
@@ -37,7 +48,8 @@ async fn a_fleet_through_nginx_ends_in_the_bucket_and_its_ledger_agrees() {
     eventually("the backlog to be gone", async || {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let status = Answer::of(client.get(format!("{}/status", drain.console)).send().await.unwrap()).await.body;
-        (status["backlog"]["uploads"] == 0 && status["books"]["uploaded"]["uploads"].as_u64() >= Some(200)).then_some(())
+        (status["backlog"]["uploads"] == 0 && status["books"]["uploaded"]["uploads"].as_u64() >= Some(200))
+            .then_some(())
     })
     .await;
     for replica in &replicas {

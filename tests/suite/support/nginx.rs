@@ -35,7 +35,9 @@ impl Nginx {
         let main = if super::process::is_root() { main } else { main.replace("user root;\n", "") };
         std::fs::write(at("nginx.conf"), main).unwrap();
         std::fs::write(at("listen.conf"), format!("listen 127.0.0.1:{port};\n")).unwrap();
-        let mut command = guarded(find_program("nginx", &[]), "KILL", None);
+        // killed outright, the master would leave its workers behind
+        let mut command = guarded(find_program("nginx", &[]), "TERM", None);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         command.arg("-e").arg(at("error.log")).arg("-c").arg(at("nginx.conf"));
         let mut nginx = Nginx { url: format!("http://127.0.0.1:{port}"), process: start(command), _folder: folder };
         eventually("nginx to listen", async || {
@@ -51,7 +53,9 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        if let Some(pid) = rustix::process::Pid::from_raw(self.process.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
         let _ = self.process.wait();
     }
 }

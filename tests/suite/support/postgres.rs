@@ -23,9 +23,9 @@ fn programs() -> PathBuf {
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
         .unwrap_or_default();
     versions.sort();
-    versions.pop().unwrap_or_else(|| {
-        super::process::find_program("initdb", &[]).parent().map(Path::to_path_buf).unwrap()
-    })
+    versions
+        .pop()
+        .unwrap_or_else(|| super::process::find_program("initdb", &[]).parent().map(Path::to_path_buf).unwrap())
 }
 
 fn cluster() -> &'static Cluster {

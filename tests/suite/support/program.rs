@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use forebay::bucket::Endpoint;
+use forebay::config::Endpoint;
 
 use super::eventually;
 use super::process::{guarded, start};

@@ -111,4 +111,3 @@ impl Answer {
         self.body["type"].as_str().unwrap().strip_prefix("urn:forebay:problem:").unwrap()
     }
 }
-

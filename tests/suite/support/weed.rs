@@ -4,7 +4,8 @@ use std::process::Child;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use forebay::bucket::{Bucket, Endpoint};
+use forebay::bucket::Bucket;
+use forebay::config::Endpoint;
 
 use super::process::{find_program, guarded, start};
 use super::{eventually, free_port};
@@ -34,9 +35,24 @@ fn server() -> &'static Server {
         let weed = find_program("weed", &[concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/seaweedfs/bin")]);
         let mut command = guarded(weed, "KILL", None);
         command.args(["server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=100"]);
-        command.args(["-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+        command.args([
+            "-master.volumeSizeLimitMB=64",
+            "-master.telemetry=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            // a missing bucket is an error, as it is in S3
+            "-s3.autoCreateBucket=false",
+        ]);
         command.arg(format!("-s3.port={port}"));
-        for other in ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "s3.port.grpc"] {
+        for other in [
+            "master.port",
+            "master.port.grpc",
+            "volume.port",
+            "volume.port.grpc",
+            "filer.port",
+            "filer.port.grpc",
+            "s3.port.grpc",
+        ] {
             command.arg(format!("-{other}={}", free_port()));
         }
         command.arg(format!("-dir={}", folder.display())).arg(format!("-s3.config={}", config.display()));
