@@ -282,16 +282,12 @@ named! {
 
 named! {
     /// How soon an upload should leave, compared with others.
+    #[derive(Default)]
     Priority {
         Low = "low",
+        #[default]
         Normal = "normal",
         High = "high",
-    }
-}
-
-impl Default for Priority {
-    fn default() -> Self {
-        Priority::Normal
     }
 }
 

@@ -62,7 +62,7 @@ async fn an_accepted_photo_ends_as_one_object_with_its_bytes() {
     assert_eq!(bucket.read_back(&upload.object_key).await.unwrap(), Some((upload.size_bytes, upload.sha256)));
     let mut objects = Vec::new();
     bucket.list("", |object| objects.push(object.key)).await.unwrap();
-    assert_eq!(objects, [upload.object_key.clone()]);
+    assert_eq!(objects, std::slice::from_ref(&upload.object_key));
 }
 
 #[tokio::test]

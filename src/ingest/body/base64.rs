@@ -62,7 +62,7 @@ impl Decoder {
             Prefix::Data(_) => return Err(Base64Error::Prefix),
             Prefix::Undecided | Prefix::Over => {}
         }
-        let padded_right = self.padding == 0 || (self.group_len + self.padding) % 4 == 0 && self.group_len > 0;
+        let padded_right = self.padding == 0 || self.group_len + self.padding == 4;
         match self.group_len {
             _ if !padded_right => return Err(Base64Error::CutOff),
             0 => {}
