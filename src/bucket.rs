@@ -13,14 +13,14 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     StalledStreamProtectionConfig,
 };
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
 use crate::config::{BucketConfig, Endpoint};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::upload::{ImageType, Sha256, Sha256Hasher};
 
 /// Longest wait for a connection to the store.
@@ -182,7 +182,7 @@ impl Bucket {
         };
         let (mut size, mut hasher) = (0, Sha256Hasher::new());
         while let Some(piece) = object.body.next().await {
-            let piece = piece.map_err(|e| Error::unavailable(&doing, DisplayErrorContext(&e)))?;
+            let piece = piece.map_err(|e| Error::unavailable(&doing, chain(&e)))?;
             size += piece.len() as u64;
             hasher.update(&piece);
         }
@@ -258,7 +258,7 @@ where
                 Error::Unavailable(text)
             }
         }
-        _ => Error::Unavailable(format!("{doing}: {}", DisplayErrorContext(&error))),
+        _ => Error::unavailable(doing, chain(&error)),
     }
 }
 

@@ -176,3 +176,34 @@ async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_and_metrics_go_to_a_collector_that_is_named() {
+    let (seen, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", tcp.local_addr().unwrap());
+    let collect = move |request: axum::extract::Request| async move {
+        let path = request.uri().path().to_owned();
+        let body = axum::body::to_bytes(request.into_body(), 1 << 24).await.unwrap();
+        let _ = seen.send((path, String::from_utf8_lossy(&body).into_owned()));
+    };
+    tokio::spawn(async move { axum::serve(tcp, axum::Router::new().fallback(collect)).await });
+
+    let folder = tempfile::tempdir().unwrap();
+    let (_bucket, store, name) = weed::bucket().await;
+    let mut settings = s3_settings(&store, &name);
+    settings.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), endpoint));
+    let program = Program::start("serve", &settings, &folder.path().join("data")).await;
+    let body = json_upload("cam-1", None, &photo(1)).to_string();
+    let request = reqwest::Client::builder().no_proxy().build().unwrap().post(&program.url);
+    let answer = Answer::of(request.header("content-type", "application/json").body(body).send().await.unwrap()).await;
+    uploaded(&program, &answer.body["id"]).await;
+    assert!(program.terminate().await, "what is left is sent at the end");
+
+    let mut sent = std::collections::BTreeMap::<String, String>::new();
+    while let Ok((path, body)) = requests.try_recv() {
+        sent.entry(path).or_default().push_str(&body);
+    }
+    assert!(sent["/v1/traces"].contains("ingest") && sent["/v1/traces"].contains("drain"), "{sent:?}");
+    assert!(sent["/v1/metrics"].contains("forebay_ingest_answers_total"), "{:?}", sent.keys());
+}
