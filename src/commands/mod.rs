@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod list;
 mod migrate;
+mod rebuild;
 mod simulate;
 mod status;
 mod verify;
@@ -57,6 +58,8 @@ enum Action {
     List(list::Args),
     /// Bring the queue's schema up to date
     Migrate(SettingFlags),
+    /// Put every photo of the spool into the queue that is not in it: after the queue was lost
+    Rebuild(SettingFlags),
     /// The configuration in force, and where each value comes from
     Config(config::Args),
 }
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
             Action::Status(args) => status::run(args).await,
             Action::List(args) => list::run(args).await,
             Action::Migrate(flags) => migrate::run(flags).await,
+            Action::Rebuild(flags) => rebuild::run(flags).await,
             Action::Config(args) => config::run(args),
         }
     });

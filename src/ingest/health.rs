@@ -40,8 +40,8 @@ pub async fn readyz(State(ingest): State<Ingest>) -> Response {
         let kind = if matches!(error, crate::error::Error::Full(_)) { Kind::SpoolFull } else { Kind::Unavailable };
         return Problem::new(kind, error.to_string()).into_response();
     }
-    let ready = match ingest.queue.books().await {
-        Ok(_) => Ready { status: "ready", reason: None },
+    let ready = match ingest.queue.check().await {
+        Ok(()) => Ready { status: "ready", reason: None },
         Err(error) => Ready { status: "degraded", reason: Some(error.to_string()) },
     };
     (StatusCode::OK, Json(ready)).into_response()

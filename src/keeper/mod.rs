@@ -1,13 +1,17 @@
-//! House-keeping: leases that ran out, photos whose time is over, the journal, what dead writers left.
+//! House-keeping: leases that ran out, photos whose time is over, the journal, orphans, what dead writers left.
 //!
 //! Always: a photo is removed before its record says so, and its record is purged only after that; each task goes on when
 //! another fails. Never: a photo removed before S3 confirmed it and its retention is over.
 
+mod orphans;
+
 use std::future::Future;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
+pub use self::orphans::{Adopted, adopt};
 use crate::config::Config;
 use crate::error::Result;
 use crate::queue::Queue;
@@ -20,6 +24,8 @@ const REMOVE_AT_ONCE: u32 = 200;
 const PURGE_AT_ONCE: u32 = 1000;
 /// Journaled photos taken in in one go.
 const JOURNAL_AT_ONCE: usize = 500;
+/// A photo on disk for this long without a record has nobody who is about to make one.
+const ORPHAN_AGE_MIN: Duration = Duration::from_secs(60);
 /// A file that has been unfinished for this long has no writer any more.
 const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
 
@@ -30,11 +36,19 @@ pub struct Keeper {
     queue: Queue,
     retain: Duration,
     record_retain: Duration,
+    /// Photos from before this moment were looked at for orphans.
+    looked_until: Arc<Mutex<SystemTime>>,
 }
 
 impl Keeper {
     pub fn new(config: &Config, spool: Spool, queue: Queue) -> Self {
-        Keeper { spool, queue, retain: config.retain, record_retain: config.record_retain }
+        Keeper {
+            spool,
+            queue,
+            retain: config.retain,
+            record_retain: config.record_retain,
+            looked_until: Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)),
+        }
     }
 
     /// Keeps house until `stop` is cancelled.
@@ -45,6 +59,7 @@ impl Keeper {
             every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
             every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
+            every(seconds(3600), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
         );
     }
@@ -78,7 +93,7 @@ impl Keeper {
         let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
         let mut taken = 0;
         for upload in uploads {
-            let upload = std::sync::Arc::new(upload);
+            let upload = Arc::new(upload);
             self.queue.accept(upload.clone()).await?;
             self.spool.unjournal(&upload).await?;
             taken += 1;
@@ -86,6 +101,20 @@ impl Keeper {
         if taken > 0 {
             tracing::info!(uploads = taken, "the queue took in what was journaled while it was away");
         }
+        Ok(())
+    }
+
+    /// A process that died between the disk and the queue left a photo that nobody was told of; it is sent all the same. The
+    /// first look is at everything, later ones at what came since.
+    async fn adopt(&self) -> Result<()> {
+        let now = SystemTime::now();
+        let since = *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let until = now - ORPHAN_AGE_MIN;
+        let Adopted { adopted, damaged, .. } = adopt(&self.spool, &self.queue, Some((since, until)), |_| {}).await?;
+        if adopted > 0 || damaged > 0 {
+            tracing::warn!(adopted, damaged, "photos were on disk that the queue did not know");
+        }
+        *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = until;
         Ok(())
     }
 

@@ -3,12 +3,17 @@
 //! While one transaction is being synced, the uploads that arrive wait together and go into the next one: under load one
 //! sync acknowledges many, and a lone upload never waits for company.
 //!
+//! A queue that did not answer is *away*: uploads are told so at once instead of waiting in vain, each for itself, until a
+//! probe finds it back.
+//!
 //! Always: each upload is answered by the commit that held it. Never: an upload's failure reaches the others of its batch.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sqlx::error::ErrorKind;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Accepted, Backend, Record, unavailable};
@@ -19,12 +24,16 @@ use crate::upload::{Upload, UploadId};
 const BATCH_UPLOADS_MAX: usize = 256;
 /// Uploads that may wait for a commit at most; beyond that the queue is as good as away.
 const WAITING_UPLOADS_MAX: usize = 4096;
-/// The longest a device is kept waiting for the queue.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that one transaction may take, and the longest an upload waits for its own.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(8);
+/// How often a queue that is away is asked whether it is back.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 pub(super) struct Accepting {
     waiting: mpsc::Sender<Waiting>,
+    away: Arc<AtomicBool>,
 }
 
 struct Waiting {
@@ -33,17 +42,23 @@ struct Waiting {
 }
 
 impl Accepting {
+    /// True from a commit that failed until the queue answers again.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
     pub(super) async fn accept(&self, upload: Arc<Upload>) -> Result<Accepted> {
+        if self.is_away() {
+            return Err(Error::Unavailable("the queue is away".to_owned()));
+        }
         let (answer, answered) = oneshot::channel();
         self.waiting
             .try_send(Waiting { upload, answer })
             .map_err(|_| Error::Unavailable("too many uploads wait for the queue".to_owned()))?;
-        match tokio::time::timeout(COMMIT_TIMEOUT, answered).await {
+        match tokio::time::timeout(WAIT_TIMEOUT, answered).await {
             Ok(Ok(accepted)) => accepted,
             Ok(Err(_)) => Err(Error::Unavailable("the queue was closed".to_owned())),
-            Err(_) => {
-                Err(Error::Unavailable(format!("the queue did not commit within {} s", COMMIT_TIMEOUT.as_secs())))
-            }
+            Err(_) => Err(Error::Unavailable(format!("the queue did not commit within {} s", WAIT_TIMEOUT.as_secs()))),
         }
     }
 }
@@ -51,45 +66,106 @@ impl Accepting {
 /// Starts the task that commits. It ends when the last [`Accepting`] is dropped.
 pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
     let (waiting, mut receiver) = mpsc::channel::<Waiting>(WAITING_UPLOADS_MAX);
+    let away = Arc::new(AtomicBool::new(false));
+    let told = away.clone();
     tokio::spawn(async move {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0 {
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
-            if inserted.is_err() && batch.len() > 1 {
-                // one of them may be to blame; each gets its own answer
-                for Waiting { upload, answer } in batch.drain(..) {
-                    let one = insert(&backend, std::slice::from_ref(&upload)).await;
-                    let _ = answer.send(accepted(&backend, upload, one.map(|new| !new.is_empty())).await);
+            match &inserted {
+                Err(Failed::Away(_)) => {
+                    if !told.swap(true, Ordering::Relaxed) {
+                        tokio::spawn(probe(backend.clone(), told.clone()));
+                    }
                 }
-                arrivals.notify_one();
-                continue;
+                Err(Failed::Refused(_)) if batch.len() > 1 => {
+                    // one of them is to blame; each gets its own answer
+                    for Waiting { upload, answer } in batch.drain(..) {
+                        let one = insert(&backend, std::slice::from_ref(&upload)).await;
+                        let new = one.map(|ids| !ids.is_empty()).map_err(Failed::into_error);
+                        let _ = answer.send(accepted(&backend, upload, new).await);
+                    }
+                    arrivals.notify_one();
+                    continue;
+                }
+                _ => {}
             }
             for Waiting { upload, answer } in batch.drain(..) {
                 // of the same upload twice in one batch, one is new
-                let new = inserted.as_mut().map(|ids| ids.remove(&upload.id)).map_err(|e| e.clone());
+                let new = inserted.as_mut().map(|ids| ids.remove(&upload.id)).map_err(|e| e.clone().into_error());
                 let _ = answer.send(accepted(&backend, upload, new).await);
             }
             arrivals.notify_one();
         }
     });
-    Accepting { waiting }
+    Accepting { waiting, away }
+}
+
+/// Why a batch was not inserted.
+#[derive(Clone)]
+enum Failed {
+    /// The database did not answer, or cannot work.
+    Away(Error),
+    /// It answered that it does not take these rows.
+    Refused(Error),
+}
+
+impl Failed {
+    fn into_error(self) -> Error {
+        match self {
+            Failed::Away(error) | Failed::Refused(error) => error,
+        }
+    }
+}
+
+/// Asks until the queue is back.
+async fn probe(backend: Backend, away: Arc<AtomicBool>) {
+    tracing::warn!("the queue is away; what is accepted waits in the spool's journal");
+    loop {
+        tokio::time::sleep(PROBE_EVERY).await;
+        let asked = async {
+            match &backend {
+                Backend::Postgres(queue) => queue.insert(&[]).await,
+                Backend::Sqlite(queue) => queue.insert(&[]).await,
+            }
+        };
+        match tokio::time::timeout(COMMIT_TIMEOUT, asked).await {
+            Ok(Ok(_)) => break,
+            Ok(Err(sqlx::Error::PoolClosed)) => return,
+            _ => {}
+        }
+    }
+    away.store(false, Ordering::Relaxed);
+    tracing::info!("the queue is back");
 }
 
 /// Tries once more when the connection broke: the reply to a commit that was made may have been lost, and the second time
 /// the record is simply there.
-async fn insert(backend: &Backend, uploads: &[Arc<Upload>]) -> Result<HashSet<UploadId>> {
-    let mut tries_left = 1;
-    loop {
-        let inserted = match backend {
-            Backend::Postgres(queue) => queue.insert(uploads).await,
-            Backend::Sqlite(queue) => queue.insert(uploads).await,
-        };
-        match inserted {
-            Ok(ids) => return Ok(ids.into_iter().collect()),
-            Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) if tries_left > 0 => tries_left -= 1,
-            Err(error) => return Err(unavailable(error)),
+async fn insert(backend: &Backend, uploads: &[Arc<Upload>]) -> std::result::Result<HashSet<UploadId>, Failed> {
+    let once = async || match backend {
+        Backend::Postgres(queue) => queue.insert(uploads).await,
+        Backend::Sqlite(queue) => queue.insert(uploads).await,
+    };
+    let inserted = tokio::time::timeout(COMMIT_TIMEOUT, async {
+        match once().await {
+            Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => once().await,
+            done => done,
         }
+    });
+    match inserted.await {
+        Ok(Ok(ids)) => Ok(ids.into_iter().collect()),
+        // integrity and data errors blame the rows; all others (read-only, shutting down, no room) the database
+        Ok(Err(sqlx::Error::Database(error)))
+            if error.kind() != ErrorKind::Other || error.code().is_some_and(|code| code.starts_with("22")) =>
+        {
+            Err(Failed::Refused(unavailable(sqlx::Error::Database(error))))
+        }
+        Ok(Err(error)) => Err(Failed::Away(unavailable(error))),
+        Err(_) => Err(Failed::Away(Error::Unavailable(format!(
+            "the queue did not commit within {} s",
+            COMMIT_TIMEOUT.as_secs()
+        )))),
     }
 }
 

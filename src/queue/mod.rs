@@ -222,6 +222,17 @@ impl Queue {
         self.accepting.accept(upload).await
     }
 
+    /// Whether the queue answers, without waiting for one that is known to be away.
+    pub async fn check(&self) -> Result<()> {
+        if self.accepting.is_away() {
+            return Err(Error::Unavailable("the queue is away".to_owned()));
+        }
+        match tokio::time::timeout(Duration::from_secs(2), self.books()).await {
+            Ok(books) => books.map(drop),
+            Err(_) => Err(Error::Unavailable("the queue did not answer within 2 s".to_owned())),
+        }
+    }
+
     /// Resolves when an upload was accepted by this very process since the last call. Others' are found by asking.
     pub async fn arrival(&self) {
         self.arrivals.notified().await;

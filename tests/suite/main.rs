@@ -9,5 +9,6 @@ mod ingest;
 mod journey;
 mod program;
 mod queue;
+mod queue_away;
 mod spool;
 mod through_nginx;

@@ -4,6 +4,7 @@ pub mod nginx;
 pub mod postgres;
 pub mod process;
 pub mod program;
+pub mod proxy;
 pub mod site;
 pub mod weed;
 

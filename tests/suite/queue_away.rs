@@ -1,0 +1,185 @@
+//! The queue may be away: photos are acknowledged durably all the same, and each is in the queue once when it is back. And the
+//! queue may be lost: it is made anew from the spool.
+
+use std::time::{Duration, Instant};
+
+use forebay::keeper::adopt;
+use serde_json::Value;
+
+use crate::support::program::{Program, run, s3_settings};
+use crate::support::proxy::{Link, Proxy};
+use crate::support::site::{Answer, Site};
+use crate::support::{eventually, json_upload, photo, postgres, weed};
+
+/// The URL of a new database, by way of a proxy.
+async fn database_behind_a_proxy() -> (String, Proxy) {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let port: u16 = url.split(':').next_back().unwrap().split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    (url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port)), proxy)
+}
+
+/// Photos sent while the link to Postgres is up, then `broken`, then up again: all acknowledged, all uploaded, none lost.
+async fn photos_are_acknowledged_while_the_link_is(broken: Link) {
+    let folder = tempfile::tempdir().unwrap();
+    let (_bucket, endpoint, name) = weed::bucket().await;
+    let (url, proxy) = database_behind_a_proxy().await;
+    let mut settings = s3_settings(&endpoint, &name);
+    settings.push(("FOREBAY_QUEUE_URL".into(), url));
+    let data = folder.path().join("data");
+    let program = Program::start("serve", &settings, &data).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ledger = folder.path().join("devices.ledger").display().to_string();
+    let fleet = [
+        "simulate",
+        "--url",
+        &program.url,
+        "--devices",
+        "20",
+        "--per-minute",
+        "60",
+        "--for",
+        "8s",
+        "--photo-bytes",
+        "5kB",
+        "--ledger",
+        &ledger,
+    ];
+    let simulated = run(&fleet, &[], folder.path());
+    let breaking = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        proxy.set(broken);
+        let ready = format!("{}/readyz", program.url);
+        eventually("the queue to be known as away", async || {
+            program
+                .log()
+                .into_iter()
+                .find(|line| line["message"].as_str().unwrap_or("").starts_with("the queue is away;"))
+        })
+        .await;
+        let answer = Answer::of(client.get(&ready).send().await.unwrap()).await;
+        assert_eq!((answer.status, answer.body["status"].as_str()), (200, Some("degraded")));
+        let began = Instant::now();
+        let body = json_upload("cam-away", Some("1"), &photo(1)).to_string();
+        let request = client.post(&program.url).header("content-type", "application/json");
+        let first = Answer::of(request.body(body.clone()).send().await.unwrap()).await;
+        assert_eq!(first.status, 201, "{first:?}");
+        assert!(began.elapsed() < Duration::from_secs(2), "once it is known to be away, nobody waits for the queue");
+        let request = client.post(&program.url).header("content-type", "application/json");
+        let again = Answer::of(request.body(body).send().await.unwrap()).await;
+        assert_eq!((again.status, &again.body), (200, &first.body), "a retry meets the first in the spool");
+        proxy.set(Link::Up);
+    };
+    let (simulated, ()) = tokio::join!(simulated, breaking);
+    let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
+    assert!(simulated.status.success() && said.contains(" 0 tries repeated, 0 refused, 0 unanswered"), "{said}");
+
+    eventually("everything to be uploaded", async || {
+        let status = Answer::of(client.get(format!("{}/status", program.console)).send().await.unwrap()).await.body;
+        let journal = std::fs::read_dir(data.join("spool/journal")).unwrap().count();
+        let uploaded = status["books"]["uploaded"]["uploads"].as_u64() >= Some(160);
+        (journal == 0 && uploaded && status["backlog"]["uploads"] == 0).then_some(())
+    })
+    .await;
+    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
+    let verified = run(&["verify", "--bytes", "--json", "--ledger", &ledger], &settings, folder.path()).await;
+    let report: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert!(verified.status.success() && report["lost"] == 0, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_the_link_to_postgres_is_cut() {
+    photos_are_acknowledged_while_the_link_is(Link::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_the_link_to_postgres_is_silent() {
+    photos_are_acknowledged_while_the_link_is(Link::Silent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_whose_postgres_is_away_from_the_start_takes_photos() {
+    let folder = tempfile::tempdir().unwrap();
+    let (url, proxy) = database_behind_a_proxy().await;
+    proxy.set(Link::Cut);
+    let program = Program::start("ingest", &[("FOREBAY_QUEUE_URL".into(), url)], &folder.path().join("data")).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(&program.url).header("content-type", "application/json");
+    let body = json_upload("cam-1", None, &photo(1)).to_string();
+    assert_eq!(request.body(body).send().await.unwrap().status(), 201);
+    proxy.set(Link::Up);
+    eventually("the schema to follow", async || {
+        program.log().into_iter().find(|line| line["message"] == "the queue is there and its schema is up to date")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_photo_that_the_queue_does_not_know_is_adopted_once() {
+    let site = Site::start(&[]).await;
+    let known = site.accept("cam-1", &photo(1)).await.upload;
+    let mut orphan = (*known).clone();
+    orphan.id = forebay::upload::UploadId::new();
+    site.spool.store(std::sync::Arc::new(orphan.clone()), photo(1)).await.unwrap();
+    let first = adopt(&site.spool, &site.queue, None, |_| {}).await.unwrap();
+    assert_eq!((first.photos, first.adopted, first.damaged), (2, 1, 0));
+    assert_eq!(*site.queue.get(orphan.id).await.unwrap().unwrap().upload, orphan);
+    assert_eq!(adopt(&site.spool, &site.queue, None, |_| {}).await.unwrap().adopted, 0);
+}
+
+/// The queue of a stopped appliance is lost, and made anew.
+async fn a_lost_queue_is_rebuilt(postgres: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let (_bucket, endpoint, name) = weed::bucket().await;
+    let mut settings = s3_settings(&endpoint, &name);
+    // nothing leaves while the queue is lost
+    settings.push(("FOREBAY_UPLINK_RATE".into(), "8kbit/s".into()));
+    let new_queue = async |settings: &mut Vec<(String, String)>| {
+        if postgres {
+            settings.retain(|(name, _)| name != "FOREBAY_QUEUE_URL");
+            let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+            settings.push(("FOREBAY_QUEUE_URL".into(), url));
+        }
+    };
+    new_queue(&mut settings).await;
+    let data = folder.path().join("data");
+    let program = Program::start("serve", &settings, &data).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for n in 0..5 {
+        let mut body = json_upload("cam-1", Some(&n.to_string()), &photo(n));
+        body["metadata"] = serde_json::json!({"number": n.to_string()});
+        body["priority"] = "high".into();
+        let request = client.post(&program.url).header("content-type", "application/json").body(body.to_string());
+        assert_eq!(request.send().await.unwrap().status(), 201);
+    }
+    assert!(program.terminate().await);
+    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
+    let list = async |settings: &[(String, String)]| {
+        let listed = run(&["list", "--json"], settings, folder.path()).await;
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["upload"].clone()).collect::<Vec<_>>()
+    };
+    let before = list(&settings).await;
+    assert_eq!(before.len(), 5);
+
+    new_queue(&mut settings).await;
+    for file in ["queue.sqlite", "queue.sqlite-wal", "queue.sqlite-shm"] {
+        let _ = std::fs::remove_file(data.join(file));
+    }
+    let rebuilt = run(&["rebuild"], &settings, folder.path()).await;
+    let said = String::from_utf8_lossy(&rebuilt.stdout).into_owned();
+    assert!(rebuilt.status.success() && said.starts_with("5 photos on disk, 5 of them"), "{said}");
+    assert_eq!(list(&settings).await, before, "every field of every record");
+    let verified = run(&["verify", "--bytes"], &settings, folder.path()).await;
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_sqlite_queue_is_rebuilt_from_the_spool() {
+    a_lost_queue_is_rebuilt(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_postgres_queue_is_rebuilt_from_the_spool() {
+    a_lost_queue_is_rebuilt(true).await;
+}
