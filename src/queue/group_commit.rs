@@ -74,10 +74,8 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
             match &inserted {
-                Err(Failed::Away(_)) => {
-                    if !told.swap(true, Ordering::Relaxed) {
-                        tokio::spawn(probe(backend.clone(), told.clone()));
-                    }
+                Err(Failed::Away(_)) if !told.swap(true, Ordering::Relaxed) => {
+                    tokio::spawn(probe(backend.clone(), told.clone()));
                 }
                 Err(Failed::Refused(_)) if batch.len() > 1 => {
                     // one of them is to blame; each gets its own answer
