@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 use crate::queue::Lease;
 use crate::telemetry::{link_trace, metrics};
 
-/// How long a claim holds, unless it is renewed.
-pub const LEASE: Duration = Duration::from_secs(60);
-const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// How long a claim holds, unless it is renewed: what a drain that was killed had in hand waits for no longer than this.
+pub const LEASE: Duration = Duration::from_secs(20);
+const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// Without a single byte handed over for this long, the connection is as good as dead.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// The size of a PUT's or HEAD's own head, paid for like the photo: signed headers of some 900 bytes.

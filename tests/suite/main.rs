@@ -7,6 +7,7 @@ mod support;
 mod drain;
 mod ingest;
 mod journey;
+mod killed;
 mod program;
 mod queue;
 mod queue_away;
