@@ -44,6 +44,15 @@ pub struct Object<'a> {
     pub photo: &'a Bytes,
 }
 
+/// Whether the store has an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Yes,
+    No,
+    /// It does not say: without the right to list the bucket, a missing object is forbidden.
+    NotSaid,
+}
+
 /// An object as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -94,10 +103,11 @@ impl Bucket {
         &self.name
     }
 
-    /// Puts one photo, as `body` gives its bytes, and returns when the store has confirmed them.
+    /// Puts one photo, as `body` gives its bytes. True when the store's answer confirmed them; otherwise
+    /// [`Bucket::confirmed`] must be asked.
     ///
     /// [`Error::Unavailable`] when the environment is at fault, [`Error::Refused`] when this very object is.
-    pub async fn put<B>(&self, object: Object<'_>, body: B) -> Result<()>
+    pub async fn put<B>(&self, object: Object<'_>, body: B) -> Result<bool>
     where
         B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + Sync + 'static,
     {
@@ -119,19 +129,14 @@ impl Bucket {
             .await
             .map_err(|error| classify(&format!("PUT {}", object.key), error))?;
         match put.checksum_sha256() {
-            Some(digest) => confirm_digest(&object, digest),
-            None => match self.confirmed(&object).await? {
-                true => Ok(()),
-                false => {
-                    Err(Error::Unavailable(format!("the store answered success, but {} is not there", object.key)))
-                }
-            },
+            Some(digest) => confirm_digest(&object, digest).map(|()| true),
+            None => Ok(false),
         }
     }
 
-    /// Whether the store holds exactly this photo under its key. False when there is nothing; an error when there is
-    /// something else, or when the store gives no digest by which to tell.
-    pub async fn confirmed(&self, object: &Object<'_>) -> Result<bool> {
+    /// Whether the store holds exactly this photo under its key. An error when it holds something else there, or gives no
+    /// digest by which to tell.
+    pub async fn confirmed(&self, object: &Object<'_>) -> Result<Held> {
         let head = self
             .client
             .head_object()
@@ -142,7 +147,9 @@ impl Bucket {
             .await;
         let head = match head {
             Ok(head) => head,
-            Err(error) if status(&error) == Some(404) => return Ok(false),
+            Err(error) if status(&error) == Some(404) => return Ok(Held::No),
+            // what S3 answers for a key that is not there to those who may not list the bucket
+            Err(error) if status(&error) == Some(403) => return Ok(Held::NotSaid),
             Err(error) => return Err(classify(&format!("HEAD {}", object.key), error)),
         };
         if head.content_length() != Some(object.photo.len() as i64) {
@@ -154,7 +161,7 @@ impl Bucket {
             )));
         }
         if let Some(digest) = head.checksum_sha256() {
-            return confirm_digest(object, digest).map(|()| true);
+            return confirm_digest(object, digest).map(|()| Held::Yes);
         }
         // without encryption or multipart an ETag is the MD5, which stores without checksums still give
         let etag = head.e_tag().unwrap_or("").trim_matches('"').to_owned();
@@ -166,7 +173,7 @@ impl Bucket {
         }
         let md5: String = Md5::digest(object.photo).iter().map(|byte| format!("{byte:02x}")).collect();
         if etag.eq_ignore_ascii_case(&md5) {
-            Ok(true)
+            Ok(Held::Yes)
         } else {
             Err(Error::Refused(format!("the store holds other bytes under {}", object.key)))
         }

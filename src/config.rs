@@ -315,22 +315,25 @@ impl Config {
         let share = read.parsed("FOREBAY_UPLINK_SHARE", str::parse);
         let upload_max = read.parsed("FOREBAY_UPLOAD_MAX_BYTES", |text| {
             text.parse().and_then(|size: ByteSize| match size.0 {
-                1..=1_073_741_824 => Ok(size),
-                _ => Err(format!("expected from 1 byte to 1GiB, found {text:?}")),
+                1..=134_217_728 => Ok(size),
+                _ => Err(format!("expected from 1 byte to 128MiB, found {text:?}")),
             })
         });
         let body_timeout = read.parsed("FOREBAY_BODY_TIMEOUT", |text| match parse_span(text)? {
             Duration::ZERO => Err("expected more than no time at all".to_owned()),
             span => Ok(span),
         });
-        let retain = read.parsed("FOREBAY_RETAIN", parse_span);
-        let record_retain = read.parsed("FOREBAY_RECORD_RETAIN", parse_span);
+        let retain = read.parsed("FOREBAY_RETAIN", |text| span_within(text, Duration::ZERO));
+        let record_retain = read.parsed("FOREBAY_RECORD_RETAIN", |text| span_within(text, Duration::from_secs(3600)));
         let reserve = read.parsed("FOREBAY_SPOOL_RESERVE", str::parse);
         let spool_max = read.parsed("FOREBAY_SPOOL_MAX", |text| match text {
             "" => Ok(None),
             text => text.parse().map(Some),
         });
-        let filter = read.text("FOREBAY_LOG");
+        let filter = read.parsed("FOREBAY_LOG", |text| match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(wrong) => Err(format!("expected a filter such as info or forebay=debug, found {text:?}: {wrong}")),
+        });
         let json = read.parsed("FOREBAY_LOG_FORMAT", |text| match text {
             "text" => Ok(false),
             "json" => Ok(true),
@@ -356,7 +359,7 @@ impl Config {
                 retain: retain?,
                 record_retain: record_retain?,
                 spool: SpoolLimits { reserve: reserve?, max: spool_max? },
-                log: LogConfig { filter, json: json?, otlp },
+                log: LogConfig { filter: filter?, json: json?, otlp },
             })
         })();
         match config {
@@ -390,6 +393,16 @@ impl Reader {
 
     fn parsed<T>(&mut self, variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         parse(&self.text(variable)).map_err(|wrong| self.errors.push(format!("{variable}: {wrong}"))).ok()
+    }
+}
+
+/// A span from `least` up to ten years.
+fn span_within(text: &str, least: Duration) -> Result<Duration, String> {
+    let most = Duration::from_secs(10 * 365 * 86_400);
+    match parse_span(text)? {
+        span if span < least => Err(format!("expected at least {}, found {text:?}", crate::units::span(least))),
+        span if span > most => Err(format!("expected ten years at most, found {text:?}")),
+        span => Ok(span),
     }
 }
 

@@ -36,11 +36,6 @@ impl Error {
     pub fn unavailable(doing: impl std::fmt::Display, cause: impl std::fmt::Display) -> Self {
         Error::Unavailable(format!("{doing}: {cause}"))
     }
-
-    /// True when the environment is at fault, so that no upload may be charged for it.
-    pub fn is_environment(&self) -> bool {
-        matches!(self, Error::Unavailable(_) | Error::Full(_))
-    }
 }
 
 /// The causes of an error, outermost first, joined by `: `. Libraries tend to hide the useful half in `source()`.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! <data dir>/spool/incoming/<random>.part   a photo being written; worth nothing until it is renamed
-//! <data dir>/spool/<xx>/<id>.<ext>          a photo, durable; xx is the id's last byte in hex
-//! <data dir>/spool/journal/<id>.<ext>       an empty mark: this photo was acknowledged while the queue was away
+//! <data dir>/spool/<xx>/<id>                a photo, durable; xx is the id's last byte in hex
+//! <data dir>/spool/journal/<id>             an empty mark: this photo was acknowledged while the queue was away
 //! ```
 //!
 //! A photo file is the photo's bytes as they were sent, then its record as JSON, then a footer of 16 bytes: the record's
@@ -28,7 +28,7 @@ use bytes::Bytes;
 use crate::config::SpoolLimits;
 use crate::error::{Error, Result};
 use crate::units::ByteSize;
-use crate::upload::{ImageType, Sha256, Upload, UploadId};
+use crate::upload::{Sha256, Upload, UploadId};
 
 const MAGIC: &[u8; 8] = b"FOREBAY1";
 const FOOTER_BYTES: usize = 16;
@@ -119,7 +119,7 @@ impl Spool {
         part.file.write_all(photo).map_err(|e| failed("write", e))?;
         part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
         part.file.sync_data().map_err(|e| self.sync_error(upload, e))?;
-        let path = self.path(upload.id, upload.content_type);
+        let path = self.path(upload.id);
         match rename_without_overwriting(&part.path, &path) {
             Ok(()) => part.keep(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -257,7 +257,7 @@ impl Spool {
     }
 
     fn open_photo(&self, upload: &Upload) -> Result<File> {
-        File::open(self.path(upload.id, upload.content_type)).map_err(|error| match error.kind() {
+        File::open(self.path(upload.id)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::Missing("its photo is not on disk".to_owned()),
             _ => Error::unavailable(format_args!("cannot open the photo of upload {}", upload.id), error),
         })
@@ -266,7 +266,7 @@ impl Spool {
     /// Removes the photo. One that is not there is no error: a crash may have come between removing it and saying so.
     pub async fn remove(&self, upload: Arc<Upload>) -> Result<()> {
         let spool = self.clone();
-        blocking(move || match fs::remove_file(spool.path(upload.id, upload.content_type)) {
+        blocking(move || match fs::remove_file(spool.path(upload.id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
             }
@@ -281,7 +281,7 @@ impl Spool {
         blocking(move || {
             spool.check_fault()?;
             let folder = spool.inner.root.join("journal");
-            let mark = folder.join(photo_name(upload.id, upload.content_type));
+            let mark = folder.join(upload.id.to_string());
             File::create(mark).map_err(|e| spool.write_error("journal", &upload, e))?;
             File::open(folder).and_then(|f| f.sync_all()).map_err(|e| spool.sync_error(&upload, e))
         })
@@ -294,10 +294,13 @@ impl Spool {
         blocking(move || {
             let failed = |error| Error::unavailable("cannot read the spool's journal", error);
             let mut uploads = Vec::new();
-            for entry in fs::read_dir(spool.inner.root.join("journal")).map_err(failed)?.take(limit) {
+            for entry in fs::read_dir(spool.inner.root.join("journal")).map_err(failed)? {
+                if uploads.len() == limit {
+                    break;
+                }
                 let mark = entry.map_err(failed)?;
-                let name = mark.file_name().to_string_lossy().into_owned();
-                let Some(path) = spool.path_of_name(&name) else { continue };
+                let Ok(id) = mark.file_name().to_string_lossy().parse() else { continue };
+                let path = spool.path(id);
                 match read_record(&path) {
                     Ok(upload) => uploads.push(upload),
                     Err(Error::Unavailable(_)) if !path.exists() => drop(fs::remove_file(mark.path())),
@@ -311,7 +314,7 @@ impl Spool {
 
     /// Takes the mark off a photo that the queue has now. That it comes back after a power cut does no harm.
     pub async fn unjournal(&self, upload: &Upload) -> Result<()> {
-        let mark = self.inner.root.join("journal").join(photo_name(upload.id, upload.content_type));
+        let mark = self.inner.root.join("journal").join(upload.id.to_string());
         blocking(move || match fs::remove_file(mark) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::unavailable("cannot take a mark off the spool's journal", error))
@@ -340,11 +343,21 @@ impl Spool {
     /// Calls `found` with every photo file's path and record, in no order. Blocks; a file that comes or goes meanwhile may
     /// or may not be seen.
     pub fn walk(&self, mut found: impl FnMut(&Path, Result<Upload>)) -> Result<()> {
+        self.walk_while(|path, record| {
+            found(path, record);
+            true
+        })
+    }
+
+    /// Like [`Spool::walk`], until `found` says no.
+    pub fn walk_while(&self, mut found: impl FnMut(&Path, Result<Upload>) -> bool) -> Result<()> {
         let failed = |error| Error::unavailable("cannot walk the spool", error);
         for shard in 0..=255u8 {
             for entry in fs::read_dir(self.inner.root.join(format!("{shard:02x}"))).map_err(failed)? {
                 let path = entry.map_err(failed)?.path();
-                found(&path, read_record(&path));
+                if !found(&path, read_record(&path)) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -357,19 +370,10 @@ impl Spool {
             .map_err(|e| Error::unavailable("cannot list the spool's incoming folder", e))
     }
 
-    /// Where the photo of an upload is.
-    pub fn path(&self, id: UploadId, image: ImageType) -> PathBuf {
-        self.inner.root.join(format!("{:02x}", shard(id))).join(photo_name(id, image))
+    /// Where the photo of an upload is. Its name is the id alone, so that two photos under one id meet, whatever they are.
+    pub fn path(&self, id: UploadId) -> PathBuf {
+        self.inner.root.join(format!("{:02x}", shard(id))).join(id.to_string())
     }
-
-    fn path_of_name(&self, name: &str) -> Option<PathBuf> {
-        let id: UploadId = name.split('.').next()?.parse().ok()?;
-        Some(self.inner.root.join(format!("{:02x}", shard(id))).join(name))
-    }
-}
-
-fn photo_name(id: UploadId, image: ImageType) -> String {
-    format!("{id}.{}", image.extension())
 }
 
 /// The last byte is random in both kinds of id.

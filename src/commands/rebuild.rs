@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Outcome, SettingFlags};
-use crate::keeper::{Adopted, adopt};
+use crate::keeper::{Adoption, adopt};
 use crate::queue::Queue;
 use crate::spool::Spool;
 
@@ -13,13 +13,13 @@ pub async fn run(flags: SettingFlags) -> Outcome {
     let queue = Queue::open(&config.queue)?;
     queue.migrate().await?;
     let shown = std::cell::Cell::new(0);
-    let progress = |so_far: Adopted| {
+    let progress = |so_far: Adoption| {
         if so_far.photos >= shown.get() + 10_000 {
             shown.set(so_far.photos);
             eprintln!("{} photos, {} of them put into the queue …", so_far.photos, so_far.adopted);
         }
     };
-    let Adopted { photos, adopted, damaged } = adopt(&spool, &queue, None, progress).await?;
+    let Adoption { photos, adopted, damaged } = adopt(&spool, &queue, None, progress).await?;
     queue.close().await;
     println!(
         "{photos} photos on disk, {adopted} of them were not in the queue and are now, {damaged} files are damaged"

@@ -84,6 +84,13 @@ impl Sampler {
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
         let allowance = drain.as_ref().map_or(uplink.allowance(), |(pacer, _)| pacer.allowance());
         let backlog = latest.backlog();
+        let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
+        let leaving = match condition {
+            Condition::Paused { .. } => 0.0,
+            // the drain's own process knows its allowance; others see what it does
+            Condition::Elsewhere if backlog.uploads > 0 => draining.bytes_per_second,
+            _ => allowance.0 as f64,
+        };
         let spool = spool_status(spool, queue_held(&latest));
         let now = UnixMs::now();
         Status {
@@ -98,7 +105,7 @@ impl Sampler {
             arriving,
             draining,
             drain: DrainStatus {
-                condition: drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone()),
+                condition,
                 allowance_bytes_per_second: allowance.0,
                 allowance_rule: format!("{} of {:.0} Mbit/s", uplink.share, uplink.rate.mbit()),
                 sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.paid_bytes()),
@@ -118,7 +125,7 @@ impl Sampler {
             },
             forecast: Forecast::new(
                 arriving.bytes_per_second,
-                allowance.0 as f64,
+                leaving,
                 backlog.bytes as f64,
                 spool.usable_bytes as f64,
             ),

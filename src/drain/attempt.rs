@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::Drain;
 use super::paced_body::{PacedBody, Progress};
-use crate::bucket::Object;
+use crate::bucket::{Held, Object};
 use crate::error::{Error, Result};
 use crate::queue::Lease;
 use crate::telemetry::{link_trace, metrics};
@@ -27,6 +27,11 @@ const REQUEST_HEAD_BYTES: u64 = 900;
 const FAILURES_MAX: i32 = 5;
 /// The rest after the first failure; it doubles with each.
 pub const REST: Duration = Duration::from_secs(10);
+
+/// How long an upload rests that met a fault of the environment.
+const PROBE_REST: Duration = Duration::from_secs(5);
+/// After so many attempts an upload that fails while others pass is charged.
+const PATIENCE_ATTEMPTS: i32 = 10;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,15 +82,27 @@ async fn send(drain: &Drain, lease: &Lease, progress: &Progress) -> std::result:
         // the attempt before may have succeeded without anyone hearing of it
         drain.pay(REQUEST_HEAD_BYTES).await;
         match drain.bucket.confirmed(&object).await {
-            Ok(true) => return Ok(true),
-            // nothing there, or not these bytes: the key is this upload's alone, so it is written
-            Ok(false) | Err(Error::Refused(_)) => {}
+            Ok(Held::Yes) => return Ok(true),
+            // nothing there, or nothing said, or not these bytes: the key is this upload's alone, so it is written
+            Ok(Held::No | Held::NotSaid) | Err(Error::Refused(_)) => {}
             Err(error) => return Err(Failed::Bucket(error)),
         }
     }
     drain.pay(REQUEST_HEAD_BYTES).await;
     let body = PacedBody::new(photo.clone(), drain.pacer.clone(), progress.clone());
-    drain.bucket.put(object, body).await.map(|()| false).map_err(Failed::Bucket)
+    if drain.bucket.put(object.clone(), body).await.map_err(Failed::Bucket)? {
+        return Ok(false);
+    }
+    drain.pay(REQUEST_HEAD_BYTES).await;
+    match drain.bucket.confirmed(&object).await.map_err(Failed::Bucket)? {
+        Held::Yes => Ok(false),
+        Held::No => Err(environment("the store answered success, but the object is not there")),
+        Held::NotSaid => Err(environment("the store confirms no digest, and HEAD is forbidden: allow s3:GetObject")),
+    }
+}
+
+fn environment(why: &str) -> Failed {
+    Failed::Bucket(Error::Unavailable(why.to_owned()))
 }
 
 /// Keeps the lease alive; ends only when the attempt must be given up.
@@ -129,14 +146,19 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
         Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) => {
             charge(drain, lease, "refused", &why, Some(drain.rest)).await
         }
+        // others pass and this one never does: it is the upload after all
+        Err(Failed::Bucket(error)) if lease.attempt >= PATIENCE_ATTEMPTS && drain.is_healthy() => {
+            charge(drain, lease, "refused", &error.to_string(), Some(REST)).await
+        }
         Err(Failed::Spool(error) | Failed::Bucket(error)) => {
             metrics().attempted("environment");
-            let _ = told(|| drain.queue.release(lease)).await;
+            // so that the next probe is another upload
+            let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
             Outcome::Environment(error.to_string())
         }
         Err(Failed::GivenUp) => {
             metrics().attempted("given_up");
-            let _ = told(|| drain.queue.release(lease)).await;
+            let _ = told(|| drain.queue.release(lease, Duration::ZERO)).await;
             Outcome::GivenUp
         }
     }

@@ -73,6 +73,11 @@ impl Drain {
         self.condition.subscribe()
     }
 
+    /// The environment is not known to be at fault.
+    fn is_healthy(&self) -> bool {
+        !matches!(*self.condition.borrow(), Condition::Paused { .. })
+    }
+
     async fn pay(&self, bytes: u64) {
         self.pacer.pay(bytes).await;
         metrics().sent(bytes);
@@ -157,6 +162,8 @@ impl Drain {
                 let until = UnixMs(UnixMs::now().0 + rest.as_millis() as i64);
                 self.condition.send_replace(Condition::Paused { reason, since, until });
             }
+            // what was on its way when the pause began says nothing of its end
+            Outcome::Uploaded if pause.as_ref().is_some_and(|p| p.until > Instant::now()) => {}
             Outcome::Uploaded => {
                 if let Some(over) = pause.take() {
                     let seconds = UnixMs::now().since(over.since).as_secs();

@@ -17,7 +17,7 @@ use crate::spool::Stored;
 use crate::telemetry;
 use crate::units::UnixMs;
 use crate::upload::{
-    DeviceId, FILENAME_BYTES_MAX, ImageType, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Priority, Sha256, State,
+    DeviceId, FILENAME_BYTES_MAX, ImageType, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Priority, Sha256,
     UPLOAD_ID_BYTES_MAX, Upload, UploadId,
 };
 
@@ -134,17 +134,13 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
             Accepted { record: Record::queued(spooled), new: stored_now }
         }
     };
-    if stored_now && !accepted.new && !needs_photo(&accepted.record, &upload) {
-        // it was uploaded and removed long ago; what was just written is not needed again
+    let other_bytes = accepted.record.upload.sha256 != upload.sha256;
+    if stored_now && !accepted.new && (other_bytes || accepted.record.removed_at.is_some()) {
+        // the first photo under this id was uploaded and removed long ago; what was just written is not needed
         ingest.spool.remove(upload.clone()).await.map_err(|e| not_durable(&upload, e))?;
     }
     same_bytes(&upload, &accepted.record.upload)?;
     Ok(accepted)
-}
-
-/// Whether the photo on disk is still to be sent under this record.
-fn needs_photo(record: &Record, upload: &Upload) -> bool {
-    record.upload.sha256 == upload.sha256 && matches!(record.state, State::Queued | State::Uploading | State::Dead)
 }
 
 fn same_bytes(sent: &Upload, held: &Upload) -> Result<(), Problem> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -106,7 +107,11 @@ pub struct ListQuery {
     (status = 200, description = "A page", body = UploadPage),
     (status = 400, description = "A parameter is not valid", body = crate::http::problem::ProblemBody, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQuery>) -> Result<Json<UploadPage>, Problem> {
+pub async fn list(
+    State(ingest): State<Ingest>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<UploadPage>, Problem> {
+    let Query(query) = query.map_err(|rejection| Problem::new(Kind::InvalidField, rejection.body_text()))?;
     let invalid =
         |name: &'static str| move |wrong: String| Problem::new(Kind::InvalidField, format!("{name}: {wrong}"));
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::orphans::{Adopted, adopt};
+pub use self::orphans::{Adoption, adopt, take_in};
 use crate::config::Config;
 use crate::error::Result;
 use crate::queue::Queue;
@@ -91,17 +91,18 @@ impl Keeper {
     /// What was acknowledged while the queue was away goes into it, each upload once.
     async fn take_in_journal(&self) -> Result<()> {
         let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
-        let mut taken = 0;
+        let (mut taken, mut failed) = (0, None);
         for upload in uploads {
-            let upload = Arc::new(upload);
-            self.queue.accept(upload.clone()).await?;
-            self.spool.unjournal(&upload).await?;
-            taken += 1;
+            match take_in(&self.spool, &self.queue, Arc::new(upload)).await {
+                Ok(_) => taken += 1,
+                // one that is refused must not hold up the others
+                Err(error) => failed = Some(error),
+            }
         }
         if taken > 0 {
             tracing::info!(uploads = taken, "the queue took in what was journaled while it was away");
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// A process that died between the disk and the queue left a photo that nobody was told of; it is sent all the same. The
@@ -110,7 +111,7 @@ impl Keeper {
         let now = SystemTime::now();
         let since = *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let until = now - ORPHAN_AGE_MIN;
-        let Adopted { adopted, damaged, .. } = adopt(&self.spool, &self.queue, Some((since, until)), |_| {}).await?;
+        let Adoption { adopted, damaged, .. } = adopt(&self.spool, &self.queue, Some((since, until)), |_| {}).await?;
         if adopted > 0 || damaged > 0 {
             tracing::warn!(adopted, damaged, "photos were on disk that the queue did not know");
         }
@@ -148,7 +149,12 @@ async fn every<F: Future<Output = Result<()>>>(
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
-        match task().await {
+        let done = tokio::select! {
+            done = task() => done,
+            // every task may be cut short and begun again
+            () = stop.cancelled() => return,
+        };
+        match done {
             Ok(()) if failures > 0 => {
                 tracing::info!(doing, failures, "works again");
                 failures = 0;

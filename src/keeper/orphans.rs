@@ -1,6 +1,7 @@
 //! Photos on disk that the queue does not know: after a crash between the two, or after the queue was lost.
 //!
-//! Always: the queue's own record wins over the spool's. Never: a photo removed here; what cannot be read is left for people.
+//! Always: the queue's own record wins over the spool's. Never: a photo removed that is not in the bucket; what cannot be
+//! read is left for people.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,16 +9,16 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
-use crate::queue::Queue;
+use crate::queue::{Accepted, Queue};
 use crate::spool::Spool;
-use crate::upload::Upload;
+use crate::upload::{Upload, UploadId};
 
 /// Uploads that wait for the queue at once: as many as it commits together.
 const AT_ONCE: usize = 256;
 
 /// What a look at the spool found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Adopted {
+pub struct Adoption {
     /// Photos looked at.
     pub photos: u64,
     /// Of those, the ones that the queue did not know and knows now.
@@ -32,33 +33,26 @@ pub async fn adopt(
     spool: &Spool,
     queue: &Queue,
     written: Option<(SystemTime, SystemTime)>,
-    progress: impl Fn(Adopted),
-) -> Result<Adopted> {
+    progress: impl Fn(Adoption),
+) -> Result<Adoption> {
     let (found, mut uploads) = mpsc::channel::<Result<Upload>>(AT_ONCE);
     let walker = spool.clone();
     let walk = tokio::task::spawn_blocking(move || {
-        walker.walk(|path, record| {
+        walker.walk_while(|path, record| {
             let in_time = |(from, until): (SystemTime, SystemTime)| {
                 let modified = path.metadata().and_then(|m| m.modified());
                 modified.is_ok_and(|at| at >= from && at <= until)
             };
-            if written.is_none_or(in_time) && path.exists() {
-                // nobody listens any more when the queue went away; then the walk is for nothing
-                let _ = found.blocking_send(record);
-            }
+            // nobody listens any more when the process stops or the queue went away
+            !written.is_none_or(in_time) || !path.exists() || found.blocking_send(record).is_ok()
         })
     });
-    let mut total = Adopted::default();
+    let mut total = Adoption::default();
     let mut batch = Vec::new();
     while uploads.recv_many(&mut batch, AT_ONCE).await > 0 {
         let accepting = batch.drain(..).map(|record| async {
             match record {
-                Ok(upload) => {
-                    let upload = Arc::new(upload);
-                    let accepted = queue.accept(upload.clone()).await?;
-                    spool.unjournal(&upload).await?;
-                    Ok::<_, Error>(Some(accepted.new))
-                }
+                Ok(upload) => Ok::<_, Error>(Some(take_in(spool, queue, Arc::new(upload)).await?)),
                 Err(error) => {
                     tracing::error!(%error, "a file in the spool is no whole photo; it is left where it is");
                     Ok(None)
@@ -78,4 +72,25 @@ pub async fn adopt(
     }
     walk.await.map_err(|e| Error::unavailable("the walk over the spool ended early", e))??;
     Ok(total)
+}
+
+/// Puts one photo of the spool into the queue and takes its mark off the journal. True when the queue did not know it.
+pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Result<bool> {
+    let Accepted { record, new } = queue.accept(upload.clone()).await?;
+    if !new && record.upload.sha256 != upload.sha256 {
+        // acknowledged while the queue was away and could not say that the id was taken: it gets an id of its own
+        let id = UploadId::new();
+        let object_key = upload.object_key.replace(&upload.id.to_string(), &id.to_string());
+        let renamed = Arc::new(Upload { id, object_key, ..(*upload).clone() });
+        tracing::warn!(upload = %upload.id, device = %upload.device_id, renamed = %id, "two photos have one upload_id; both are kept");
+        let photo = spool.read(upload.clone()).await?;
+        spool.store(renamed.clone(), photo.into()).await?;
+        queue.accept(renamed).await?;
+        spool.remove(upload.clone()).await?;
+    } else if record.removed_at.is_some() {
+        // uploaded and removed before; what was sent again is not needed
+        spool.remove(upload.clone()).await?;
+    }
+    spool.unjournal(&upload).await?;
+    Ok(new)
 }

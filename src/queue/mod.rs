@@ -271,9 +271,9 @@ impl Queue {
         Ok(record.is_some_and(|r| r.state == State::Uploaded && r.attempt == held.attempt))
     }
 
-    /// Gives a lease back; the upload is queued again and nothing is charged to it.
-    pub async fn release(&self, held: &Lease) -> Result<bool> {
-        on_backend!(self, queue => queue.release(held))
+    /// Gives a lease back; the upload is queued again, rests for `rest`, and nothing is charged to it.
+    pub async fn release(&self, held: &Lease, rest: Duration) -> Result<bool> {
+        on_backend!(self, queue => queue.release(held, rest))
     }
 
     /// Charges a failure to the upload itself: it rests for `rest`, or is set aside as dead when there is none.

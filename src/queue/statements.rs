@@ -194,13 +194,17 @@ macro_rules! shared_statements {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            pub(super) async fn release(&self, held: &Lease) -> sqlx::Result<bool> {
-                sqlx::query(
-                    "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL
-                     WHERE id = $1 AND attempt = $2 AND state = 'uploading'",
-                )
+            pub(super) async fn release(&self, held: &Lease, rest: Duration) -> sqlx::Result<bool> {
+                sqlx::query(concat!(
+                    "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL,
+                         not_before_ms = ",
+                    $now,
+                    " + $3
+                     WHERE id = $1 AND attempt = $2 AND state = 'uploading'"
+                ))
                 .bind(held.upload.id.0)
                 .bind(held.attempt)
+                .bind(rest.as_millis() as i64)
                 .execute(&self.write)
                 .await
                 .map(|done| done.rows_affected() == 1)

@@ -122,7 +122,7 @@ async fn a_photo_damaged_on_disk_is_set_aside_and_never_uploaded_and_the_others_
     let (_s3, bucket) = site.bucket().await;
     let damaged = site.accept("cam-1", &photo(1)).await;
     let sound = site.accept("cam-2", &photo(2)).await;
-    let path = site.spool.path(damaged.upload.id, damaged.upload.content_type);
+    let path = site.spool.path(damaged.upload.id);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[5_000] ^= 1;
     std::fs::write(&path, bytes).unwrap();
@@ -155,7 +155,7 @@ async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
     let object =
         Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &bytes };
     bucket.put(object, http_body_util::Full::new(bytes.clone())).await.unwrap();
-    site.queue.release(&lease).await.unwrap();
+    site.queue.release(&lease, Duration::ZERO).await.unwrap();
 
     let pouring = pour(&site, &bucket, FAST);
     in_state(&site, &record, State::Uploaded).await;
@@ -262,4 +262,45 @@ async fn what_was_journaled_is_taken_into_the_queue_once() {
     assert_eq!(site.records().await.len(), 2);
     assert!(site.queue.get(waiting.id).await.unwrap().is_some());
     stop.cancel();
+}
+
+/// A store that takes every PUT but those under `poison/`, and forbids HEAD, as S3 does to those who may only put.
+async fn put_only_store() -> Bucket {
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", tcp.local_addr().unwrap());
+    let answer = |request: axum::extract::Request| async move {
+        let (head, body) = request.into_parts();
+        let _ = axum::body::to_bytes(body, 1 << 24).await;
+        if head.method == axum::http::Method::HEAD || head.uri.path().contains("/poison/") {
+            return (StatusCode::FORBIDDEN, "<Error><Code>AccessDenied</Code></Error>").into_response();
+        }
+        let digest = head.headers["x-amz-checksum-sha256"].clone();
+        (StatusCode::OK, [("x-amz-checksum-sha256", digest)], "").into_response()
+    };
+    tokio::spawn(async move { axum::serve(tcp, axum::Router::new().fallback(answer)).await });
+    Bucket::at(&Endpoint { url, access_key: "a".into(), secret_key: "s".into() }, "photos")
+}
+
+#[tokio::test]
+async fn a_store_that_forbids_looking_does_not_stop_a_second_attempt() {
+    let site = Site::start(&[]).await;
+    let bucket = put_only_store().await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    site.queue.release(&lease, Duration::ZERO).await.unwrap();
+    let _pouring = pour(&site, &bucket, FAST);
+    in_state(&site, &record, State::Uploaded).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_is_always_refused_does_not_hold_up_the_others() {
+    let site = Site::start(&[("s3-key", "{device}/{id}")]).await;
+    let bucket = put_only_store().await;
+    let poison = site.accept("poison", &photo(0)).await;
+    let _pouring = pour(&site, &bucket, FAST);
+    for n in 1..5 {
+        let sound = site.accept("cam-1", &photo(n)).await;
+        in_state(&site, &sound, State::Uploaded).await;
+    }
+    assert_eq!(site.queue.get(poison.upload.id).await.unwrap().unwrap().failures, 0, "it may yet be the environment");
 }

@@ -419,7 +419,9 @@ async fn lists_are_paged_and_filtered() {
     assert_eq!(seen, newest_first);
     assert_eq!(get("device_id=cam-odd").await.body["uploads"].as_array().unwrap().len(), 2);
     assert_eq!(get("state=uploaded").await.body["uploads"].as_array().unwrap().len(), 0);
-    for wrong in ["limit=0", "limit=501", "limit=many", "cursor=nonsense", "state=lost", "device_id=../x"] {
+    for wrong in
+        ["limit=1&limit=2", "limit=0", "limit=501", "limit=many", "cursor=nonsense", "state=lost", "device_id=../x"]
+    {
         let answer = get(wrong).await;
         assert_eq!((answer.status, answer.problem()), (400, "invalid-field"), "{wrong}");
     }
@@ -480,4 +482,34 @@ async fn while_the_queue_is_away_photos_are_acknowledged_and_taken_in_later() {
     assert_eq!(journaled.iter().map(|u| u.id.to_string()).collect::<Vec<_>>(), [answer.body["id"].as_str().unwrap()]);
     let ready = Answer::of(site.client.get(format!("{}/readyz", site.url)).send().await.unwrap()).await;
     assert_eq!((ready.status, ready.body["status"].as_str()), (200, Some("degraded")));
+}
+
+#[tokio::test]
+async fn an_empty_upload_id_is_none_so_the_idempotency_key_counts() {
+    let site = Site::start(&[]).await;
+    let mut body = json_upload("cam-1", None, &photo(1));
+    body["upload_id"] = "".into();
+    let post = async || {
+        let request = site.client.post(&site.url).header("content-type", "application/json");
+        let request = request.header("idempotency-key", "k1").body(body.to_string());
+        Answer::of(request.send().await.unwrap()).await
+    };
+    let (first, again) = (post().await, post().await);
+    assert_eq!((first.status, again.status), (201, 200));
+    assert_eq!(first.body, again.body);
+}
+
+#[tokio::test]
+async fn while_the_queue_is_away_other_bytes_under_one_upload_id_are_refused_whatever_they_are() {
+    let site = Site::start(&[]).await;
+    site.queue.close().await;
+    let first = site.post_json(json_upload("cam-1", Some("42"), &photo(1)).to_string()).await;
+    assert_eq!(first.status, 201);
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    png.extend_from_slice(&[0; 100]);
+    for other in [photo(2), png] {
+        let answer = site.post_json(json_upload("cam-1", Some("42"), &other).to_string()).await;
+        assert_eq!((answer.status, answer.problem()), (422, "upload-id-reused"));
+    }
+    assert_eq!(site.files().await, (1, 0));
 }

@@ -161,12 +161,12 @@ async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
     bucket.put(object, http_body_util::Full::new(other.clone())).await.unwrap();
     let on_disk = |view: &Value| {
         let id = view["id"].as_str().unwrap();
-        data.join("spool").join(&id[id.len() - 2..]).join(format!("{id}.jpg"))
+        data.join("spool").join(&id[id.len() - 2..]).join(id)
     };
     let mut bytes = std::fs::read(on_disk(&views[1])).unwrap();
     bytes[3_000] ^= 1;
     std::fs::write(on_disk(&views[1]), bytes).unwrap();
-    let stranger = data.join("spool/ff/01936f0e-7b1c-7e3a-9d2f-0c4b8a6d5eff.jpg");
+    let stranger = data.join("spool/ff/01936f0e-7b1c-7e3a-9d2f-0c4b8a6d5eff");
     std::fs::write(stranger, b"no photo").unwrap();
     let (agrees, report) = audit().await;
     assert!(!agrees);

@@ -183,3 +183,36 @@ async fn a_lost_sqlite_queue_is_rebuilt_from_the_spool() {
 async fn a_lost_postgres_queue_is_rebuilt_from_the_spool() {
     a_lost_queue_is_rebuilt(true).await;
 }
+
+#[tokio::test]
+async fn a_journaled_retry_of_an_upload_that_was_uploaded_and_removed_leaves_no_photo_behind() {
+    let site = Site::start(&[]).await;
+    let upload = site.accept("cam-1", &photo(1)).await.upload;
+    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    site.queue.finish(&lease).await.unwrap();
+    site.spool.remove(upload.clone()).await.unwrap();
+    site.queue.removed(&[upload.id]).await.unwrap();
+    // the retry, while the queue is away
+    site.spool.store(upload.clone(), photo(1)).await.unwrap();
+    site.spool.journal(upload.clone()).await.unwrap();
+    assert!(!forebay::keeper::take_in(&site.spool, &site.queue, upload).await.unwrap());
+    assert_eq!((site.files().await, site.spool.journaled(10).await.unwrap().len()), ((0, 0), 0));
+    assert_eq!(site.records().await.len(), 1);
+}
+
+#[tokio::test]
+async fn two_acknowledged_photos_under_one_upload_id_are_both_kept() {
+    let site = Site::start(&[]).await;
+    let answer = site.post_json(json_upload("cam-1", Some("42"), &photo(1)).to_string()).await;
+    let first = site.records().await.remove(0).upload;
+    assert_eq!(answer.status, 201);
+    site.spool.remove(first.clone()).await.unwrap(); // uploaded and removed, so that the spool cannot tell
+    let mut other = (*first).clone();
+    (other.sha256, other.size_bytes) = (forebay::upload::Sha256::of(&photo(2)), photo(2).len() as u64);
+    let other = std::sync::Arc::new(other);
+    site.spool.store(other.clone(), photo(2)).await.unwrap();
+    forebay::keeper::take_in(&site.spool, &site.queue, other.clone()).await.unwrap();
+    let digests: Vec<_> = site.records().await.iter().map(|r| r.upload.sha256).collect();
+    assert!(digests.contains(&first.sha256) && digests.contains(&other.sha256), "{digests:?}");
+    assert_eq!(site.files().await, (1, 0));
+}

@@ -230,7 +230,7 @@ pub async fn read(
     // what the body does not say, the head may
     let head = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     fields.device_id = fields.device_id.or_else(|| head("x-device-id"));
-    fields.upload_id = fields.upload_id.or_else(|| head("idempotency-key"));
+    fields.upload_id = fields.upload_id.filter(|text| !text.is_empty()).or_else(|| head("idempotency-key"));
     Ok((fields, photo))
 }
 
