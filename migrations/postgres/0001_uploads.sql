@@ -77,3 +77,10 @@ CREATE TRIGGER books_accept AFTER INSERT ON uploads
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION books_accept();
 CREATE TRIGGER books_move AFTER UPDATE ON uploads
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION books_move();
+
+-- Who pours: of all drains, the one whose lease is good. There is at most one row.
+CREATE TABLE leader (
+    role     text PRIMARY KEY CHECK (role = 'drain'),
+    owner    text NOT NULL,
+    until_ms bigint NOT NULL
+);

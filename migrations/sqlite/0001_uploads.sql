@@ -52,3 +52,10 @@ CREATE TRIGGER books_move AFTER UPDATE OF state, removed_at_ms ON uploads BEGIN
     INSERT INTO books VALUES (NEW.state, NEW.removed_at_ms IS NULL, 1, NEW.size_bytes)
     ON CONFLICT (state, on_disk) DO UPDATE SET uploads = uploads + 1, bytes = bytes + excluded.bytes;
 END;
+
+-- Who pours: of all drains, the one whose lease is good. There is at most one row.
+CREATE TABLE leader (
+    role     TEXT PRIMARY KEY CHECK (role = 'drain'),
+    owner    TEXT NOT NULL,
+    until_ms INTEGER NOT NULL
+);

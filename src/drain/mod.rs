@@ -1,9 +1,10 @@
 //! The way out: claims uploads, paces them, puts them to S3.
 //!
-//! Always: bytes are paid for before they leave; when the environment is at fault the whole drain pauses, and a single
+//! Always: of all drains one pours, and the others stand by; bytes are paid for before they leave; when the environment is at fault the whole drain pauses, and a single
 //! upload probes whether it is over. Never: an upload charged for the environment, or set aside because of it.
 
 mod attempt;
+mod leader;
 mod paced_body;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{LEASE, Outcome, attempt};
+use self::leader::Leadership;
 use crate::bucket::Bucket;
 use crate::pacer::Pacer;
 use crate::queue::Queue;
@@ -26,6 +28,8 @@ use crate::units::UnixMs;
 const UPLOADS_AT_ONCE: usize = 8;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
+/// How often to look up from uploads that take long.
+const LOOK: Duration = Duration::from_secs(1);
 /// The first pause after a fault of the environment; it doubles up to the longest, which keeps the way back short.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -86,12 +90,34 @@ impl Drain {
     /// Pours until `stop` is cancelled, then gives uploads on their way `grace` to finish; what does not, goes back to the
     /// queue.
     pub async fn run(&self, stop: CancellationToken, grace: Duration) {
-        let cut = CancellationToken::new();
+        let mut cut = CancellationToken::new();
+        let mut leadership = Leadership::new(self.queue.clone(), self.owner.clone());
         let mut on_their_way: JoinSet<Outcome> = JoinSet::new();
         let mut pause: Option<Pause> = None;
         let mut queue_away = false;
 
         while !stop.is_cancelled() {
+            match leadership.held().await {
+                Ok(true) => {}
+                led => {
+                    // whatever is on its way now belongs to another drain's allowance
+                    if !on_their_way.is_empty() {
+                        tracing::warn!(
+                            uploads = on_their_way.len(),
+                            "the lead is lost; what is on its way goes back to the queue"
+                        );
+                        std::mem::take(&mut cut).cancel();
+                        while on_their_way.join_next().await.is_some() {}
+                    }
+                    self.note_queue(&mut queue_away, led.err());
+                    self.condition.send_replace(Condition::Standby);
+                    tokio::select! {
+                        () = tokio::time::sleep(IDLE) => {}
+                        () = stop.cancelled() => {}
+                    }
+                    continue;
+                }
+            }
             let at_once = if pause.is_some() { 1 } else { UPLOADS_AT_ONCE };
             let free = at_once.saturating_sub(on_their_way.len());
             let resting = pause.as_ref().is_some_and(|p| p.until > Instant::now());
@@ -100,9 +126,7 @@ impl Drain {
             if free > 0 && !resting {
                 match self.queue.claim(&self.owner, free as u32, LEASE).await {
                     Ok(leases) => {
-                        if std::mem::take(&mut queue_away) {
-                            tracing::info!("the queue answers again");
-                        }
+                        self.note_queue(&mut queue_away, None);
                         idle = leases.len() < free;
                         for lease in leases {
                             let (drain, cut) = (self.clone(), cut.clone());
@@ -110,9 +134,7 @@ impl Drain {
                         }
                     }
                     Err(error) => {
-                        if !std::mem::replace(&mut queue_away, true) {
-                            tracing::warn!(%error, "cannot claim uploads; trying again");
-                        }
+                        self.note_queue(&mut queue_away, Some(error));
                         idle = true;
                     }
                 }
@@ -128,8 +150,9 @@ impl Drain {
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
+                // the lead must be renewed even while long uploads are on their way
+                () = tokio::time::sleep(LOOK) => {}
                 () = stop.cancelled() => {}
-                else => {} // nothing is on its way and nothing to wait for: claim
             }
         }
 
@@ -139,6 +162,16 @@ impl Drain {
             tracing::info!(uploads = on_their_way.len(), "uploads still on their way go back to the queue");
             cut.cancel();
             while on_their_way.join_next().await.is_some() {}
+        }
+        leadership.resign().await;
+    }
+
+    /// A queue that is away is logged when it goes and when it is back.
+    fn note_queue(&self, away: &mut bool, error: Option<crate::error::Error>) {
+        match error {
+            None if std::mem::take(away) => tracing::info!("the queue answers again"),
+            Some(error) if !std::mem::replace(away, true) => tracing::warn!(%error, "the queue is away; trying again"),
+            _ => {}
         }
     }
 

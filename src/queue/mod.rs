@@ -248,6 +248,16 @@ impl Queue {
         records(on_backend!(self, queue => queue.list(filter, after, limit.min(PAGE_RECORDS_MAX)))?)
     }
 
+    /// Takes or keeps the lead among drains for `lease` from now. False while another one has it.
+    pub async fn lead(&self, owner: &str, lease: Duration) -> Result<bool> {
+        on_backend!(self, queue => queue.lead(owner, lease))
+    }
+
+    /// Gives the lead up, so that another drain need not wait for its end.
+    pub async fn resign(&self, owner: &str) -> Result<()> {
+        on_backend!(self, queue => queue.resign(owner))
+    }
+
     /// Leases up to `limit` of the uploads that should leave next: higher priority first, then older first.
     pub async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> Result<Vec<Lease>> {
         let mut records = records(on_backend!(self, queue => queue.claim(owner, limit, lease))?)?;

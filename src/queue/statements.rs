@@ -139,6 +139,26 @@ macro_rules! shared_statements {
                 page.fetch_all(&self.read).await
             }
 
+            pub(super) async fn lead(&self, owner: &str, lease: Duration) -> sqlx::Result<bool> {
+                sqlx::query(concat!(
+                    "INSERT INTO leader (role, owner, until_ms) VALUES ('drain', $1, ",
+                    $now,
+                    " + $2)
+                     ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
+                     WHERE leader.owner = excluded.owner OR leader.until_ms < ",
+                    $now
+                ))
+                .bind(owner)
+                .bind(lease.as_millis() as i64)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            pub(super) async fn resign(&self, owner: &str) -> sqlx::Result<()> {
+                sqlx::query("DELETE FROM leader WHERE owner = $1").bind(owner).execute(&self.write).await.map(drop)
+            }
+
             pub(super) async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> sqlx::Result<Vec<Row>> {
                 sqlx::query_as(concat!(
                     "WITH next AS MATERIALIZED (

@@ -304,3 +304,21 @@ async fn an_upload_that_is_always_refused_does_not_hold_up_the_others() {
     }
     assert_eq!(site.queue.get(poison.upload.id).await.unwrap().unwrap().failures, 0, "it may yet be the environment");
 }
+
+#[tokio::test]
+async fn of_two_drains_one_pours_and_the_other_takes_over() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let first = pour(&site, &bucket, FAST);
+    let record = site.accept("cam-1", &photo(1)).await;
+    in_state(&site, &record, State::Uploaded).await;
+    let mut second = pour(&site, &bucket, FAST);
+    second.condition.wait_for(|condition| *condition == Condition::Standby).await.unwrap();
+    let record = site.accept("cam-1", &photo(2)).await;
+    in_state(&site, &record, State::Uploaded).await;
+    assert_eq!(second.pacer.paid_bytes(), 0, "the allowance is one");
+    drop(first);
+    let record = site.accept("cam-1", &photo(3)).await;
+    in_state(&site, &record, State::Uploaded).await;
+    assert!(second.pacer.paid_bytes() > 0);
+}

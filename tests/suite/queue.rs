@@ -332,6 +332,17 @@ on_both_queues! {
         }
     }
 
+    async fn one_drain_leads_until_it_resigns_or_its_lease_runs_out(queue: Queue) {
+        assert!(queue.lead("a", LEASE).await.unwrap());
+        assert!(queue.lead("a", AT_ONCE).await.unwrap(), "it may renew");
+        eventually("the lease to run out", async || queue.lead("b", LEASE).await.unwrap().then_some(())).await;
+        assert!(!queue.lead("a", LEASE).await.unwrap());
+        queue.resign("a").await.unwrap();
+        assert!(!queue.lead("a", LEASE).await.unwrap(), "only the leader can resign");
+        queue.resign("b").await.unwrap();
+        assert!(queue.lead("a", LEASE).await.unwrap());
+    }
+
     async fn migrating_again_changes_nothing(queue: Queue) {
         accept(&queue, upload("cam-1", 1)).await;
         assert_eq!(queue.migrate().await.unwrap(), queue.migrate().await.unwrap());

@@ -1,0 +1,61 @@
+//! Which of all drains pours: the allowance is one, however many run.
+//!
+//! Always: the lead is a lease on the queue's clock, and whoever has it stops relying on it well before it runs out, by its
+//! own clock, which keeps running while a process is held. Never: two that pour, but for what is already on its way.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::Result;
+use crate::queue::Queue;
+
+/// How long the lead holds: what a leader that was killed costs the next.
+const LEAD: Duration = Duration::from_secs(8);
+/// The part of it that is relied upon without a renewal.
+const RELIED_UPON: Duration = Duration::from_secs(6);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+
+/// What one drain knows of the lead.
+pub struct Leadership {
+    queue: Queue,
+    owner: String,
+    held_until: Option<Instant>,
+    asked_at: Option<Instant>,
+}
+
+impl Leadership {
+    pub fn new(queue: Queue, owner: String) -> Self {
+        Leadership { queue, owner, held_until: None, asked_at: None }
+    }
+
+    /// Whether this drain has the lead now; asks the queue when it is time to.
+    pub async fn held(&mut self) -> Result<bool> {
+        let due = self.asked_at.is_none_or(|at| at.elapsed() >= RENEW_EVERY);
+        if due {
+            // from before the question: the queue's lease begins no earlier
+            let asked_at = Instant::now();
+            let led = self.queue.lead(&self.owner, LEAD).await;
+            match led {
+                Ok(true) => self.held_until = Some(asked_at + RELIED_UPON),
+                Ok(false) => self.held_until = None,
+                // until the lease is over nobody else can have it
+                Err(error) if !self.is_held() => return Err(error),
+                Err(_) => {}
+            }
+            self.asked_at = Some(asked_at);
+        }
+        Ok(self.is_held())
+    }
+
+    fn is_held(&self) -> bool {
+        self.held_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Lets another one lead at once.
+    pub async fn resign(&mut self) {
+        self.held_until = None;
+        // when the queue does not hear of it, the lease ends by itself
+        let _ = tokio::time::timeout(RENEW_EVERY, self.queue.resign(&self.owner)).await;
+    }
+}
