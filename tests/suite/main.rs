@@ -4,6 +4,7 @@
 
 mod support;
 
+mod console;
 mod drain;
 mod ingest;
 mod journey;
