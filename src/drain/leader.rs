@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::queue::Queue;
 
 /// How long the lead holds: what a leader that was killed costs the next.
@@ -35,8 +35,8 @@ impl Leadership {
         if due {
             // from before the question: the queue's lease begins no earlier
             let asked_at = Instant::now();
-            let led = self.queue.lead(&self.owner, LEAD).await;
-            match led {
+            let led = tokio::time::timeout(RENEW_EVERY, self.queue.lead(&self.owner, LEAD)).await;
+            match led.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                 Ok(true) => self.held_until = Some(asked_at + RELIED_UPON),
                 Ok(false) => self.held_until = None,
                 // until the lease is over nobody else can have it

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use self::attempt::{LEASE, Outcome, attempt};
 use self::leader::Leadership;
 use crate::bucket::Bucket;
+use crate::error::Error;
 use crate::pacer::Pacer;
 use crate::queue::Queue;
 use crate::spool::Spool;
@@ -28,6 +29,8 @@ use crate::units::UnixMs;
 const UPLOADS_AT_ONCE: usize = 8;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
+/// A claim that takes longer must not keep the lead from being renewed; what it leased comes back by itself.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look up from uploads that take long.
 const LOOK: Duration = Duration::from_secs(1);
 /// The first pause after a fault of the environment; it doubles up to the longest, which keeps the way back short.
@@ -124,7 +127,9 @@ impl Drain {
 
             let mut idle = false;
             if free > 0 && !resting {
-                match self.queue.claim(&self.owner, free as u32, LEASE).await {
+                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.queue.claim(&self.owner, free as u32, LEASE));
+                let claimed = claim.await;
+                match claimed.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                     Ok(leases) => {
                         self.note_queue(&mut queue_away, None);
                         idle = leases.len() < free;
@@ -167,7 +172,7 @@ impl Drain {
     }
 
     /// A queue that is away is logged when it goes and when it is back.
-    fn note_queue(&self, away: &mut bool, error: Option<crate::error::Error>) {
+    fn note_queue(&self, away: &mut bool, error: Option<Error>) {
         match error {
             None if std::mem::take(away) => tracing::info!("the queue answers again"),
             Some(error) if !std::mem::replace(away, true) => tracing::warn!(%error, "the queue is away; trying again"),

@@ -26,6 +26,9 @@ use crate::upload::{DeviceId, State, Upload, UploadId};
 /// The most records of one page.
 pub const PAGE_RECORDS_MAX: u32 = 500;
 
+/// The longest that any call may take: as long as Postgres itself lets a statement run.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The queue of one site. Cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
@@ -165,11 +168,22 @@ impl Books {
 /// Calls the same method on whichever backend there is.
 macro_rules! on_backend {
     ($self:ident, $queue:ident => $call:expr) => {
-        match &$self.backend {
-            Backend::Postgres($queue) => $call.await.map_err(unavailable),
-            Backend::Sqlite($queue) => $call.await.map_err(unavailable),
-        }
+        in_time(async {
+            match &$self.backend {
+                Backend::Postgres($queue) => $call.await,
+                Backend::Sqlite($queue) => $call.await,
+            }
+        })
+        .await
     };
+}
+
+/// A connection that died without a word would otherwise be waited for until the kernel gives it up.
+async fn in_time<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(done) => done.map_err(unavailable),
+        Err(_) => Err(Error::Unavailable(format!("the queue did not answer within {} s", CALL_TIMEOUT.as_secs()))),
+    }
 }
 
 impl Queue {

@@ -56,7 +56,7 @@ impl Photo {
     }
 
     /// Makes place for a photo of about `bytes`.
-    fn make_place(&mut self, bytes: usize) {
+    fn reserve(&mut self, bytes: usize) {
         self.bytes.reserve(bytes.min(self.bytes_max));
     }
 
@@ -211,7 +211,7 @@ pub async fn read(
     let declared = content_length(&parts.headers).unwrap_or(0) as usize;
     let (mut fields, photo) = match kind {
         Kinds::Json => {
-            photo.make_place(declared / 4 * 3);
+            photo.reserve(declared / 4 * 3);
             let mut json = json::JsonBody::new(photo);
             while let Some(piece) = incoming.next().await? {
                 json.push(&piece)?;
@@ -219,11 +219,11 @@ pub async fn read(
             json.finish()?
         }
         Kinds::Multipart(boundary) => {
-            photo.make_place(declared);
+            photo.reserve(declared);
             multipart::read(boundary, incoming, photo).await?
         }
         Kinds::Raw => {
-            photo.make_place(declared);
+            photo.reserve(declared);
             raw::read(parts, incoming, photo).await?
         }
     };
