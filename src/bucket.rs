@@ -80,7 +80,9 @@ impl Bucket {
             .endpoint_url(&endpoint.url)
             .region(Region::new("us-east-1"))
             .credentials_provider(credentials)
-            .force_path_style(true);
+            .force_path_style(true)
+            // plain HTTP, and past any proxy of the environment: the store is on this machine
+            .http_client(aws_smithy_http_client::Builder::new().build_http());
         Bucket::with(builder, name)
     }
 

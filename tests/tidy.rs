@@ -77,6 +77,7 @@ fn dangerous_things_have_one_home() {
         ("sqlx::", &["queue/"]),
         ("aws_sdk_s3", &["bucket.rs"]),
         ("aws_config", &["bucket.rs"]),
+        ("aws_smithy", &["bucket.rs"]),
         ("governor::", &["pacer.rs"]),
         ("sync_all", &["spool.rs"]),
         ("sync_data", &["spool.rs"]),

@@ -24,7 +24,9 @@ async fn a_demo_agrees_with_itself_and_removes_its_data() {
         "--uplink-share",
         "2%",
     ];
-    let done = run(&arguments, &[], folder.path()).await;
+    // a proxy of the environment is for the world outside, and here there is none
+    let proxy = ("HTTP_PROXY".to_owned(), "http://127.0.0.1:9".to_owned());
+    let done = run(&arguments, &[proxy.clone(), (proxy.0.to_lowercase(), proxy.1)], folder.path()).await;
     let page = text(&done.stdout);
     assert!(done.status.success(), "{page} {}", text(&done.stderr));
     assert!(page.contains("acknowledged = verified + still queued: nothing was lost"), "{page}");
