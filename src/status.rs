@@ -66,7 +66,7 @@ pub enum Condition {
     Pouring,
     /// There is nothing to send.
     Idle,
-    /// Another drain has the lead.
+    /// Another drain has the lead, or the queue is away and cannot say who has.
     Standby,
     /// The environment is at fault; it tries again at `until`.
     Paused { reason: String, since: UnixMs, until: UnixMs },
@@ -158,7 +158,7 @@ impl Condition {
         match self {
             Condition::Elsewhere => "not in this process".to_owned(),
             Condition::Pouring => "pouring".to_owned(),
-            Condition::Standby => "standing by, another drain pours".to_owned(),
+            Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
             Condition::Idle => "idle, nothing to send".to_owned(),
             Condition::Paused { reason, since, .. } => format!("PAUSED since {since}: {reason}"),
             Condition::Stopping => "stopping".to_owned(),

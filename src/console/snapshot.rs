@@ -91,7 +91,7 @@ impl Sampler {
             Condition::Elsewhere if backlog.uploads > 0 => draining.bytes_per_second,
             _ => allowance.0 as f64,
         };
-        let spool = spool_status(spool, queue_held(&latest));
+        let spool = spool_status(spool, latest.on_disk.bytes.max(0) as u64);
         let now = UnixMs::now();
         Status {
             at: now,
@@ -148,10 +148,6 @@ impl Sampler {
             bytes_per_second: (last.bytes - first.bytes).max(0) as f64 / seconds,
         }
     }
-}
-
-fn queue_held(books: &Books) -> u64 {
-    books.on_disk.bytes.max(0) as u64
 }
 
 fn count(tally: Tally) -> Count {

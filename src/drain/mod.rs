@@ -162,8 +162,18 @@ impl Drain {
         }
 
         self.condition.send_replace(Condition::Stopping);
-        let finished = async { while on_their_way.join_next().await.is_some() {} };
-        if tokio::time::timeout(grace, finished).await.is_err() {
+        let deadline = Instant::now() + grace;
+        while !on_their_way.is_empty() {
+            tokio::select! {
+                _ = on_their_way.join_next() => continue,
+                () = sleep_until(deadline) => {}
+                // what finishes still pours, so it still needs the lead
+                () = tokio::time::sleep(LOOK) => {
+                    if matches!(leadership.held().await, Ok(true)) {
+                        continue;
+                    }
+                }
+            }
             tracing::info!(uploads = on_their_way.len(), "uploads still on their way go back to the queue");
             cut.cancel();
             while on_their_way.join_next().await.is_some() {}

@@ -78,8 +78,9 @@ pub async fn adopt(
 pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Result<bool> {
     let Accepted { record, new } = queue.accept(upload.clone()).await?;
     if !new && record.upload.sha256 != upload.sha256 {
-        // acknowledged while the queue was away and could not say that the id was taken: it gets an id of its own
-        let id = UploadId::new();
+        // acknowledged while the queue was away and could not say that the id was taken: it gets an id of its own, which
+        // its bytes decide, so that a crash in the midst of this makes no second one
+        let id = UploadId::of_device(&upload.device_id, &format!("{}\u{1}{}", upload.id, upload.sha256));
         let object_key = upload.object_key.replace(&upload.id.to_string(), &id.to_string());
         let renamed = Arc::new(Upload { id, object_key, ..(*upload).clone() });
         tracing::warn!(upload = %upload.id, device = %upload.device_id, renamed = %id, "two photos have one upload_id; both are kept");

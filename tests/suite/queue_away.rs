@@ -212,6 +212,10 @@ async fn two_acknowledged_photos_under_one_upload_id_are_both_kept() {
     let other = std::sync::Arc::new(other);
     site.spool.store(other.clone(), photo(2)).await.unwrap();
     forebay::keeper::take_in(&site.spool, &site.queue, other.clone()).await.unwrap();
+    // a crash before the journal was told: the same once more makes no third
+    site.spool.store(other.clone(), photo(2)).await.unwrap();
+    forebay::keeper::take_in(&site.spool, &site.queue, other.clone()).await.unwrap();
+    assert_eq!(site.records().await.len(), 2);
     let digests: Vec<_> = site.records().await.iter().map(|r| r.upload.sha256).collect();
     assert!(digests.contains(&first.sha256) && digests.contains(&other.sha256), "{digests:?}");
     assert_eq!(site.files().await, (1, 0));
