@@ -154,6 +154,10 @@ impl Bucket {
             Err(error) if status(&error) == Some(403) => return Ok(Held::NotSaid),
             Err(error) => return Err(classify(&format!("HEAD {}", object.key), error)),
         };
+        if head.checksum_sha256().is_none() && head.e_tag().is_none() {
+            // a captive portal says 200 to everything
+            return Err(Error::Unavailable(format!("HEAD {}: what answered is no object store", object.key)));
+        }
         if head.content_length() != Some(object.photo.len() as i64) {
             return Err(Error::Refused(format!(
                 "the store holds {} bytes under {}, not {}",

@@ -7,6 +7,7 @@
 // Ground: pure values, no I/O.
 pub mod config;
 pub mod error;
+pub mod outage;
 pub mod status;
 pub mod units;
 pub mod upload;

@@ -107,6 +107,8 @@ pub struct Metrics {
     ingest_answer_duration: Histogram<f64>,
     /// Bytes of photos acknowledged as new.
     ingest_photo_bytes: Counter<u64>,
+    /// Photos acknowledged while the queue was away.
+    ingest_journaled: Counter<u64>,
     /// Attempts of the drain, by outcome.
     drain_attempts: Counter<u64>,
     /// Bytes that the drain put on the wire.
@@ -140,6 +142,7 @@ pub fn metrics() -> &'static Metrics {
                 .with_boundaries(vec![0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0])
                 .build(),
             ingest_photo_bytes: counter("forebay_ingest_photo_bytes_total", "Bytes of photos acknowledged as new"),
+            ingest_journaled: counter("forebay_ingest_journaled_total", "Photos acknowledged while the queue was away"),
             drain_attempts: counter("forebay_drain_attempts_total", "Attempts to upload, by outcome"),
             drain_sent_bytes: counter(
                 "forebay_drain_sent_bytes_total",
@@ -178,7 +181,12 @@ impl Metrics {
         self.ingest_photo_bytes.add(photo_bytes, &[]);
     }
 
-    /// An attempt to upload ended: `uploaded`, `already_there`, `refused`, `damaged`, `environment`, `lost_lease`.
+    /// A photo was acknowledged while the queue was away.
+    pub fn journaled(&self) {
+        self.ingest_journaled.add(1, &[]);
+    }
+
+    /// An attempt to upload ended: `uploaded`, `already_there`, `refused`, `damaged`, `environment`, `given_up`.
     pub fn attempted(&self, outcome: &'static str) {
         self.drain_attempts.add(1, &[KeyValue::new("outcome", outcome)]);
     }

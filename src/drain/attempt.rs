@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::Drain;
-use super::paced_body::{PacedBody, Progress};
+use super::paced_body::{PacedBody, Turn};
 use crate::bucket::{Held, Object};
 use crate::error::{Error, Result};
 use crate::queue::Lease;
@@ -19,8 +19,8 @@ use crate::telemetry::{link_trace, metrics};
 /// How long a claim holds, unless it is renewed: what a drain that was killed had in hand waits for no longer than this.
 pub const LEASE: Duration = Duration::from_secs(20);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
-/// Without a single byte handed over for this long, the connection is as good as dead.
-const STALL_MAX: Duration = Duration::from_secs(60);
+/// When the other side has not moved for this long, the connection is as good as dead.
+const STALL_MAX: Duration = Duration::from_secs(45);
 /// The size of a PUT's or HEAD's own head, paid for like the photo: signed headers of some 900 bytes.
 const REQUEST_HEAD_BYTES: u64 = 900;
 /// After so many failures of its own an upload is set aside.
@@ -46,19 +46,19 @@ pub enum Outcome {
     GivenUp,
 }
 
-/// Sends the upload of `lease`; `cut` ends the attempt early.
-pub async fn attempt(drain: &Drain, lease: Lease, cut: CancellationToken) -> Outcome {
+/// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for.
+pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: CancellationToken) -> Outcome {
     let span = tracing::info_span!("drain", upload = %lease.upload.id, device = %lease.upload.device_id, attempt = lease.attempt);
     if let Some(accepted_in) = &lease.upload.traceparent {
         link_trace(&span, accepted_in);
     }
     async {
-        let progress = Progress::default();
         let sent = tokio::select! {
-            sent = send(drain, &lease, &progress) => sent,
-            watched = watch(drain, &lease, &progress) => Err(watched),
+            sent = send(drain, &lease, &turn) => sent,
+            watched = watch(drain, &lease, &turn) => Err(watched),
             () = cut.cancelled() => Err(Failed::GivenUp),
         };
+        turn.is_ours();
         conclude(drain, &lease, sent).await
     }
     .instrument(span)
@@ -73,15 +73,14 @@ enum Failed {
 }
 
 /// True when the object was there already.
-async fn send(drain: &Drain, lease: &Lease, progress: &Progress) -> std::result::Result<bool, Failed> {
+async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<bool, Failed> {
     let upload = &lease.upload;
     let photo = drain.spool.read(upload.clone()).await.map_err(Failed::Spool)?;
     let object =
         Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &photo };
     if lease.attempt > 1 {
         // the attempt before may have succeeded without anyone hearing of it
-        drain.pay(REQUEST_HEAD_BYTES).await;
-        match drain.bucket.confirmed(&object).await {
+        match confirmed(drain, &object, turn).await {
             Ok(Held::Yes) => return Ok(true),
             // nothing there, or nothing said, or not these bytes: the key is this upload's alone, so it is written
             Ok(Held::No | Held::NotSaid) | Err(Error::Refused(_)) => {}
@@ -89,16 +88,24 @@ async fn send(drain: &Drain, lease: &Lease, progress: &Progress) -> std::result:
         }
     }
     drain.pay(REQUEST_HEAD_BYTES).await;
-    let body = PacedBody::new(photo.clone(), drain.pacer.clone(), progress.clone());
+    let body = PacedBody::new(photo.clone(), drain.pacer.clone(), turn.clone());
+    turn.is_theirs();
     if drain.bucket.put(object.clone(), body).await.map_err(Failed::Bucket)? {
         return Ok(false);
     }
-    drain.pay(REQUEST_HEAD_BYTES).await;
-    match drain.bucket.confirmed(&object).await.map_err(Failed::Bucket)? {
+    match confirmed(drain, &object, turn).await.map_err(Failed::Bucket)? {
         Held::Yes => Ok(false),
         Held::No => Err(environment("the store answered success, but the object is not there")),
         Held::NotSaid => Err(environment("the store confirms no digest, and HEAD is forbidden: allow s3:GetObject")),
     }
+}
+
+/// Asks the store what it holds, paid for like everything.
+async fn confirmed(drain: &Drain, object: &Object<'_>, turn: &Turn) -> Result<Held> {
+    turn.is_ours();
+    drain.pay(REQUEST_HEAD_BYTES).await;
+    turn.is_theirs();
+    drain.bucket.confirmed(object).await
 }
 
 fn environment(why: &str) -> Failed {
@@ -106,15 +113,12 @@ fn environment(why: &str) -> Failed {
 }
 
 /// Keeps the lease alive; ends only when the attempt must be given up.
-async fn watch(drain: &Drain, lease: &Lease, progress: &Progress) -> Failed {
-    let (mut moved, mut moved_at, mut renewed_at) = (0, Instant::now(), Instant::now());
+async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
+    let mut renewed_at = Instant::now();
     loop {
         sleep(Duration::from_secs(1)).await;
-        if progress.bytes() != moved {
-            (moved, moved_at) = (progress.bytes(), Instant::now());
-        }
-        if moved_at.elapsed() > STALL_MAX {
-            let text = format!("no byte left for {} s; the link or the store hangs", STALL_MAX.as_secs());
+        if turn.theirs_since().is_some_and(|since| since.elapsed() > STALL_MAX) {
+            let text = format!("nothing moved for {} s; the link or the store hangs", STALL_MAX.as_secs());
             return Failed::Bucket(Error::Unavailable(text));
         }
         if renewed_at.elapsed() >= RENEW_EVERY {

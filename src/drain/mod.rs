@@ -1,41 +1,45 @@
 //! The way out: claims uploads, paces them, puts them to S3.
 //!
-//! Always: of all drains one pours, and the others stand by; bytes are paid for before they leave; when the environment is at fault the whole drain pauses, and a single
-//! upload probes whether it is over. Never: an upload charged for the environment, or set aside because of it.
+//! Always: of all drains one pours, and the others stand by; bytes are paid for before they leave; when the environment is at
+//! fault the whole drain pauses, and a single upload probes whether it is over. Never: an upload charged for the
+//! environment, or set aside because of it.
 
 mod attempt;
+mod environment;
 mod leader;
 mod paced_body;
+mod underway;
 
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{LEASE, Outcome, attempt};
+use self::attempt::{LEASE, Outcome};
+use self::environment::Environment;
 use self::leader::Leadership;
+use self::underway::Underway;
 use crate::bucket::Bucket;
 use crate::error::Error;
+use crate::outage::Outage;
 use crate::pacer::Pacer;
 use crate::queue::Queue;
 use crate::spool::Spool;
 use crate::status::Condition;
 use crate::telemetry::metrics;
-use crate::units::UnixMs;
 
 /// Uploads on their way at once: enough to fill the allowance while others wait for their answers.
 const UPLOADS_AT_ONCE: usize = 8;
+/// Uploads on their way at most, those that stand still included: one more every few seconds for as long as a connection
+/// that stands still is kept.
+const UNDERWAY_MAX: usize = 16;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
 /// A claim that takes longer must not keep the lead from being renewed; what it leased comes back by itself.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look up from uploads that take long.
 const LOOK: Duration = Duration::from_secs(1);
-/// The first pause after a fault of the environment; it doubles up to the longest, which keeps the way back short.
-const PAUSE_MIN: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// One drain. Cheap to clone.
 #[derive(Clone)]
@@ -47,13 +51,6 @@ pub struct Drain {
     owner: String,
     rest: Duration,
     condition: watch::Sender<Condition>,
-}
-
-/// A pause that the environment forced.
-struct Pause {
-    since: UnixMs,
-    until: Instant,
-    probes: u32,
 }
 
 impl Drain {
@@ -93,26 +90,22 @@ impl Drain {
     /// Pours until `stop` is cancelled, then gives uploads on their way `grace` to finish; what does not, goes back to the
     /// queue.
     pub async fn run(&self, stop: CancellationToken, grace: Duration) {
-        let mut cut = CancellationToken::new();
         let mut leadership = Leadership::new(self.queue.clone(), self.owner.clone());
-        let mut on_their_way: JoinSet<Outcome> = JoinSet::new();
-        let mut pause: Option<Pause> = None;
-        let mut queue_away = false;
+        let mut underway = Underway::default();
+        let mut environment = Environment::default();
+        let queue_outage = Outage::new();
 
         while !stop.is_cancelled() {
             match leadership.held().await {
                 Ok(true) => {}
                 led => {
                     // whatever is on its way now belongs to another drain's allowance
-                    if !on_their_way.is_empty() {
-                        tracing::warn!(
-                            uploads = on_their_way.len(),
-                            "the lead is lost; what is on its way goes back to the queue"
-                        );
-                        std::mem::take(&mut cut).cancel();
-                        while on_their_way.join_next().await.is_some() {}
+                    if !underway.is_empty() {
+                        let uploads = underway.len();
+                        tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue");
+                        underway.cut_all().await;
                     }
-                    self.note_queue(&mut queue_away, led.err());
+                    note_queue(&queue_outage, led.err());
                     self.condition.send_replace(Condition::Standby);
                     tokio::select! {
                         () = tokio::time::sleep(IDLE) => {}
@@ -121,40 +114,47 @@ impl Drain {
                     continue;
                 }
             }
-            let at_once = if pause.is_some() { 1 } else { UPLOADS_AT_ONCE };
-            let free = at_once.saturating_sub(on_their_way.len());
-            let resting = pause.as_ref().is_some_and(|p| p.until > Instant::now());
+            let moving = underway.moving();
+            if moving == 0 && !underway.is_empty() {
+                environment.hangs();
+            }
+            let free = match environment.is_sound() {
+                true => UPLOADS_AT_ONCE.saturating_sub(underway.len()),
+                // one probe at a time, beside those that stand still
+                false => usize::from(moving == 0 && underway.len() < UNDERWAY_MAX),
+            };
+            let resting = environment.rests_until();
 
-            let mut idle = false;
-            if free > 0 && !resting {
+            let (mut idle, mut queue_away) = (false, false);
+            if free > 0 && resting.is_none() {
                 let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.queue.claim(&self.owner, free as u32, LEASE));
                 let claimed = claim.await;
                 match claimed.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                     Ok(leases) => {
-                        self.note_queue(&mut queue_away, None);
+                        note_queue(&queue_outage, None);
                         idle = leases.len() < free;
-                        for lease in leases {
-                            let (drain, cut) = (self.clone(), cut.clone());
-                            on_their_way.spawn(async move { attempt(&drain, lease, cut).await });
-                        }
+                        leases.into_iter().for_each(|lease| underway.start(self, lease));
                     }
                     Err(error) => {
-                        self.note_queue(&mut queue_away, Some(error));
-                        idle = true;
+                        note_queue(&queue_outage, Some(error));
+                        (idle, queue_away) = (true, true);
                     }
                 }
             }
-            self.show(&pause, on_their_way.is_empty());
+            self.show(&environment, underway.is_empty());
 
-            let rest = pause.as_ref().filter(|_| resting).map(|p| p.until);
             tokio::select! {
-                Some(ended) = on_their_way.join_next() => match ended {
-                    Ok(outcome) => self.take_note(outcome, &mut pause),
-                    Err(error) => tracing::error!(%error, "an attempt ended in a panic; its lease will run out"),
+                Some(ended) = underway.next_ended() => match ended.outcome {
+                    Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
+                    Outcome::Uploaded => {
+                        environment.works();
+                        underway.cut_still_before(ended.began);
+                    }
+                    Outcome::Charged | Outcome::GivenUp => {}
                 },
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
-                () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
+                () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}
                 // the lead must be renewed even while long uploads are on their way
                 () = tokio::time::sleep(LOOK) => {}
                 () = stop.cancelled() => {}
@@ -163,9 +163,9 @@ impl Drain {
 
         self.condition.send_replace(Condition::Stopping);
         let deadline = Instant::now() + grace;
-        while !on_their_way.is_empty() {
+        while !underway.is_empty() {
             tokio::select! {
-                _ = on_their_way.join_next() => continue,
+                _ = underway.next_ended() => continue,
                 () = sleep_until(deadline) => {}
                 // what finishes still pours, so it still needs the lead
                 () = tokio::time::sleep(LOOK) => {
@@ -174,62 +174,34 @@ impl Drain {
                     }
                 }
             }
-            tracing::info!(uploads = on_their_way.len(), "uploads still on their way go back to the queue");
-            cut.cancel();
-            while on_their_way.join_next().await.is_some() {}
+            tracing::info!(uploads = underway.len(), "uploads still on their way go back to the queue");
+            underway.cut_all().await;
         }
         leadership.resign().await;
     }
 
-    /// A queue that is away is logged when it goes and when it is back.
-    fn note_queue(&self, away: &mut bool, error: Option<Error>) {
-        match error {
-            None if std::mem::take(away) => tracing::info!("the queue answers again"),
-            Some(error) if !std::mem::replace(away, true) => tracing::warn!(%error, "the queue is away; trying again"),
-            _ => {}
-        }
+    fn show(&self, environment: &Environment, nothing_on_its_way: bool) {
+        let condition = environment.paused().unwrap_or(match nothing_on_its_way {
+            true => Condition::Idle,
+            false => Condition::Pouring,
+        });
+        self.condition.send_if_modified(|shown| {
+            let changed = *shown != condition;
+            *shown = condition;
+            changed
+        });
     }
+}
 
-    /// The first fault is logged; what follows is counted until it is over.
-    fn take_note(&self, outcome: Outcome, pause: &mut Option<Pause>) {
-        match outcome {
-            Outcome::Environment(reason) => {
-                let now = Instant::now();
-                let (since, probes) = match pause {
-                    // several were on their way when it broke; they are one fault
-                    Some(pause) if pause.until > now => return,
-                    Some(pause) => (pause.since, pause.probes + 1),
-                    None => {
-                        tracing::warn!(%reason, "the drain pauses until this is over; no upload is charged for it");
-                        (UnixMs::now(), 0)
-                    }
-                };
-                let rest = PAUSE_MIN.saturating_mul(1 << probes.min(10)).min(PAUSE_MAX);
-                let rest = rest.mul_f64(rand::random_range(0.8..1.0));
-                *pause = Some(Pause { since, until: now + rest, probes });
-                let until = UnixMs(UnixMs::now().0 + rest.as_millis() as i64);
-                self.condition.send_replace(Condition::Paused { reason, since, until });
+/// A queue that is away is logged when it goes and when it is back.
+fn note_queue(outage: &Outage, error: Option<Error>) {
+    match error {
+        None => {
+            if let Some(over) = outage.works() {
+                tracing::info!(seconds = over.lasted.as_secs(), "the queue answers again");
             }
-            // what was on its way when the pause began says nothing of its end
-            Outcome::Uploaded if pause.as_ref().is_some_and(|p| p.until > Instant::now()) => {}
-            Outcome::Uploaded => {
-                if let Some(over) = pause.take() {
-                    let seconds = UnixMs::now().since(over.since).as_secs();
-                    tracing::info!(paused_seconds = seconds, probes = over.probes, "the drain pours again");
-                }
-            }
-            Outcome::Charged | Outcome::GivenUp => {}
         }
-    }
-
-    fn show(&self, pause: &Option<Pause>, nothing_on_its_way: bool) {
-        if pause.is_none() {
-            let condition = if nothing_on_its_way { Condition::Idle } else { Condition::Pouring };
-            self.condition.send_if_modified(|shown| {
-                let changed = *shown != condition;
-                *shown = condition;
-                changed
-            });
-        }
+        Some(error) if outage.failed() => tracing::warn!(%error, "the queue is away; trying again"),
+        Some(_) => {}
     }
 }

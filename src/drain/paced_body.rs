@@ -2,14 +2,14 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body::{Body, Frame, SizeHint};
 use sync_wrapper::SyncStream;
+use tokio::time::Instant;
 
 use crate::pacer::Pacer;
 use crate::telemetry::metrics;
@@ -20,29 +20,45 @@ pub struct PacedBody {
     left: u64,
 }
 
-/// How many bytes of a body were handed over; readable while it is being sent.
-#[derive(Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
+/// Whose turn it is on the way to the bucket; readable while a photo is being sent. To wait for the pacer is not to stall.
+#[derive(Debug, Clone, Default)]
+pub struct Turn(Arc<Mutex<Option<Instant>>>);
 
-impl Progress {
-    pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl Turn {
+    /// Something was handed over: the link and the store are to move.
+    pub fn is_theirs(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    /// The drain itself is to move.
+    pub fn is_ours(&self) {
+        self.set(None);
+    }
+
+    /// Since when the link and the store are waited for.
+    pub fn theirs_since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = since;
     }
 }
 
 impl PacedBody {
-    pub fn new(photo: Bytes, pacer: Pacer, progress: Progress) -> Self {
+    pub fn new(photo: Bytes, pacer: Pacer, turn: Turn) -> Self {
         let left = photo.len() as u64;
         let slices = stream::unfold(photo, move |mut photo| {
-            let (pacer, progress) = (pacer.clone(), progress.clone());
+            let (pacer, turn) = (pacer.clone(), turn.clone());
             async move {
                 if photo.is_empty() {
                     return None;
                 }
+                turn.is_ours();
                 let slice = photo.split_to(pacer.slice_bytes().min(photo.len()));
                 pacer.pay(slice.len() as u64).await;
                 metrics().sent(slice.len() as u64);
-                progress.0.fetch_add(slice.len() as u64, Ordering::Relaxed);
+                turn.is_theirs();
                 Some((slice, photo))
             }
         });

@@ -79,6 +79,8 @@ impl Kind {
 pub struct Problem {
     pub kind: Kind,
     pub detail: String,
+    /// What is behind it, for the log alone.
+    pub cause: Option<String>,
 }
 
 /// The JSON of a problem.
@@ -95,7 +97,12 @@ pub struct ProblemBody {
 
 impl Problem {
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Problem { kind, detail: detail.into() }
+        Problem { kind, detail: detail.into(), cause: None }
+    }
+
+    /// With what is behind it, which the log hears of and the other side does not.
+    pub fn because(self, cause: impl std::fmt::Display) -> Self {
+        Problem { cause: Some(cause.to_string()), ..self }
     }
 
     /// The status it is answered with.

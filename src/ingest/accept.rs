@@ -119,25 +119,25 @@ fn text(name: &str, text: Option<String>, bytes_max: usize) -> Result<Option<Str
 
 /// Disk, then queue. When the disk holds this id already, its record is what is queued and answered.
 async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result<Accepted, Problem> {
-    let (spooled, stored_now) =
-        match ingest.spool.store(upload.clone(), photo).await.map_err(|e| not_durable(&upload, e))? {
-            Stored::New => (upload.clone(), true),
-            Stored::Held(held) => (Arc::new(*held), false),
-        };
+    let (spooled, stored_now) = match ingest.spool.store(upload.clone(), photo).await.map_err(not_durable)? {
+        Stored::New => (upload.clone(), true),
+        Stored::Held(held) => (Arc::new(*held), false),
+    };
     same_bytes(&upload, &spooled)?;
     let accepted = match ingest.queue.accept(spooled.clone()).await {
         Ok(accepted) => accepted,
         Err(error) => {
             // the photo and its record are durable where they are; what the queue lacks is taken in from the spool
-            ingest.spool.journal(spooled.clone()).await.map_err(|e| not_durable(&upload, e))?;
-            tracing::warn!(%error, "the queue is away; the upload waits in the journal");
+            ingest.spool.journal(spooled.clone()).await.map_err(not_durable)?;
+            tracing::debug!(%error, "the upload waits in the journal");
+            telemetry::metrics().journaled();
             Accepted { record: Record::queued(spooled), new: stored_now }
         }
     };
     let other_bytes = accepted.record.upload.sha256 != upload.sha256;
     if stored_now && !accepted.new && (other_bytes || accepted.record.removed_at.is_some()) {
         // the first photo under this id was uploaded and removed long ago; what was just written is not needed
-        ingest.spool.remove(upload.clone()).await.map_err(|e| not_durable(&upload, e))?;
+        ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;
     Ok(accepted)
@@ -156,12 +156,9 @@ fn same_bytes(sent: &Upload, held: &Upload) -> Result<(), Problem> {
     ))
 }
 
-fn not_durable(upload: &Upload, error: Error) -> Problem {
+fn not_durable(error: Error) -> Problem {
     match error {
         Error::Full(why) => Problem::new(Kind::SpoolFull, why),
-        error => {
-            tracing::error!(upload = %upload.id, device = %upload.device_id, %error, "a photo was not made durable");
-            Problem::new(Kind::Unavailable, "the photo cannot be made durable now; send it again")
-        }
+        error => Problem::new(Kind::Unavailable, "the photo cannot be made durable now; send it again").because(error),
     }
 }

@@ -9,6 +9,7 @@ mod body;
 mod health;
 mod openapi;
 mod read;
+mod refusals;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use tracing::Instrument;
 
 use self::admission::Admission;
 use self::body::{Incoming, Photo};
+use self::refusals::Refusals;
 use crate::config::Config;
 use crate::http::problem::{Kind, Problem, method_not_allowed, not_found};
 use crate::queue::{Queue, Record};
@@ -41,6 +43,7 @@ pub struct Ingest {
     keys: Arc<KeyTemplate>,
     upload_bytes_max: usize,
     body_timeout: Duration,
+    refusals: Arc<Refusals>,
     stopping: CancellationToken,
 }
 
@@ -54,6 +57,7 @@ impl Ingest {
             keys: Arc::new(config.keys.clone()),
             upload_bytes_max: config.upload_max.0 as usize,
             body_timeout: config.body_timeout,
+            refusals: Arc::new(Refusals::new()),
             stopping,
         }
     }
@@ -144,10 +148,13 @@ async fn upload(State(ingest): State<Ingest>, request: Request) -> Response {
         telemetry::continue_trace(&span, parent);
     }
     let response = match receive(&ingest, request).instrument(span.clone()).await {
-        Ok(response) => response,
+        Ok(response) => {
+            ingest.refusals.taken();
+            response
+        }
         Err(problem) => {
             let _in_span = span.enter();
-            tracing::info!(status = problem.status().as_u16(), detail = %problem.detail, "refused");
+            ingest.refusals.refused(&problem);
             problem.into_response()
         }
     };

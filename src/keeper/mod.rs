@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::orphans::{Adoption, adopt, take_in};
 use crate::config::Config;
 use crate::error::Result;
+use crate::outage::{Outage, Over};
 use crate::queue::Queue;
 use crate::spool::Spool;
 use crate::upload::UploadId;
@@ -141,7 +142,7 @@ async fn every<F: Future<Output = Result<()>>>(
     doing: &'static str,
     mut task: impl FnMut() -> F,
 ) {
-    let mut failures = 0u64;
+    let outage = Outage::new();
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -155,17 +156,13 @@ async fn every<F: Future<Output = Result<()>>>(
             () = stop.cancelled() => return,
         };
         match done {
-            Ok(()) if failures > 0 => {
-                tracing::info!(doing, failures, "works again");
-                failures = 0;
-            }
-            Ok(()) => {}
-            Err(error) => {
-                if failures == 0 {
-                    tracing::warn!(doing, %error, "failed; trying again");
+            Ok(()) => {
+                if let Some(Over { failures, .. }) = outage.works() {
+                    tracing::info!(doing, failures, "works again");
                 }
-                failures += 1;
             }
+            Err(error) if outage.failed() => tracing::warn!(doing, %error, "failed; trying again"),
+            Err(_) => {}
         }
     }
 }

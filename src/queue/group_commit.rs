@@ -74,7 +74,8 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
             match &inserted {
-                Err(Failed::Away(_)) if !told.swap(true, Ordering::Relaxed) => {
+                Err(Failed::Away(error)) if !told.swap(true, Ordering::Relaxed) => {
+                    tracing::warn!(%error, "the queue is away; what is accepted waits in the spool's journal");
                     tokio::spawn(probe(backend.clone(), told.clone()));
                 }
                 Err(Failed::Refused(_)) if batch.len() > 1 => {
@@ -119,7 +120,6 @@ impl Failed {
 
 /// Asks until the queue is back.
 async fn probe(backend: Backend, away: Arc<AtomicBool>) {
-    tracing::warn!("the queue is away; what is accepted waits in the spool's journal");
     loop {
         tokio::time::sleep(PROBE_EVERY).await;
         let asked = async {

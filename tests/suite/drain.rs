@@ -19,16 +19,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::support::site::Site;
 use crate::support::{eventually, photo, weed};
 
-const FAST: Rate = Rate(1_000_000_000);
+pub const FAST: Rate = Rate(1_000_000_000);
 
 /// A drain at work; it stops when dropped.
-struct Pouring {
-    pacer: Pacer,
-    condition: tokio::sync::watch::Receiver<Condition>,
+pub struct Pouring {
+    pub pacer: Pacer,
+    pub condition: tokio::sync::watch::Receiver<Condition>,
     _stop: DropGuard,
 }
 
-fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
+pub fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
     let pacer = Pacer::new(allowance);
     let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket.clone(), pacer.clone())
         .resting(Duration::from_millis(10));
@@ -38,13 +38,13 @@ fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
     Pouring { pacer, condition, _stop: stop.drop_guard() }
 }
 
-async fn paused(pouring: &mut Pouring) -> Condition {
+pub async fn paused(pouring: &mut Pouring) -> Condition {
     let paused = pouring.condition.wait_for(|condition| matches!(condition, Condition::Paused { .. }));
     let paused = tokio::time::timeout(crate::support::PATIENCE, paused).await.expect("the drain does not pause");
     paused.unwrap().clone()
 }
 
-async fn in_state(site: &Site, record: &Record, state: State) -> Record {
+pub async fn in_state(site: &Site, record: &Record, state: State) -> Record {
     eventually(&format!("an upload to be {state}"), async || {
         site.queue.get(record.upload.id).await.unwrap().filter(|r| r.state == state)
     })

@@ -12,5 +12,6 @@ mod killed;
 mod program;
 mod queue;
 mod queue_away;
+mod s3_faults;
 mod spool;
 mod through_nginx;

@@ -1,5 +1,6 @@
 //! What the tests start and ask: servers on free ports, one appliance's parts in process, photos, and waiting.
 
+pub mod faulty_s3;
 pub mod nginx;
 pub mod postgres;
 pub mod process;

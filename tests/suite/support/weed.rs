@@ -34,7 +34,7 @@ fn server() -> &'static Server {
         let port = free_port();
         let weed = find_program("weed", &[concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/seaweedfs/bin")]);
         let mut command = guarded(weed, "KILL", None);
-        command.args(["server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=100"]);
+        command.args(["server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=2000"]);
         command.args([
             "-master.volumeSizeLimitMB=64",
             "-master.telemetry=false",

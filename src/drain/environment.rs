@@ -1,0 +1,157 @@
+//! What is known of the environment (link, store, credentials, clock) from how uploads end, and the pause it forces.
+//!
+//! Always: a fault that others survive is a single fault, and only its upload rests; a row of faults, or nothing that moves,
+//! is an outage: the drain pauses, and one upload at a time probes whether it is over. The first fault is logged; what
+//! follows is counted until it is over. Never: a pause longer than the way back may take.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::status::Condition;
+use crate::units::UnixMs;
+
+/// So many faults with no upload passing in between are an outage.
+const FAULTS_IN_A_ROW: u32 = 3;
+/// The first pause of an outage; it doubles with each probe that fails, up to the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// How the way to the bucket does.
+#[derive(Debug, Default)]
+pub struct Environment {
+    faults_in_a_row: u32,
+    outage: Option<Outage>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    reason: String,
+    since: UnixMs,
+    /// No probe before this; the same for the operator.
+    rests_until: Instant,
+    until: UnixMs,
+    probes: u32,
+    faults: u64,
+}
+
+impl Environment {
+    /// An upload failed by the environment's fault; `others` are on their way and may tell more.
+    pub fn failed(&mut self, reason: String, others: bool) {
+        self.faults_in_a_row += 1;
+        let now = Instant::now();
+        match &mut self.outage {
+            None if others && self.faults_in_a_row < FAULTS_IN_A_ROW => {
+                tracing::debug!(reason, "a fault of the environment");
+            }
+            None => self.begin(reason, PAUSE_MIN),
+            Some(outage) => {
+                outage.faults += 1;
+                // several were on their way when it broke; they are one fault
+                if outage.rests_until <= now {
+                    outage.probes += 1;
+                    let rest = PAUSE_MIN.saturating_mul(1 << outage.probes.min(10)).min(PAUSE_MAX);
+                    (outage.rests_until, outage.until) = after(rest.mul_f64(rand::random_range(0.8..1.0)));
+                    outage.reason = reason;
+                }
+            }
+        }
+    }
+
+    /// Everything that is on its way stands still.
+    pub fn hangs(&mut self) {
+        if self.outage.is_none() {
+            // a probe at once: what stands still may be its own connection's fault
+            self.begin("the link or the store hangs: nothing moves".to_owned(), Duration::ZERO);
+        }
+    }
+
+    fn begin(&mut self, reason: String, rest: Duration) {
+        tracing::warn!(%reason, "the drain pauses until this is over; no upload is charged for it");
+        let (rests_until, until) = after(rest);
+        self.outage = Some(Outage { reason, since: UnixMs::now(), rests_until, until, probes: 0, faults: 1 });
+    }
+
+    /// An upload passed.
+    pub fn works(&mut self) {
+        // what was on its way when the pause began says nothing of its end
+        if self.rests_until().is_some() {
+            return;
+        }
+        self.faults_in_a_row = 0;
+        if let Some(over) = self.outage.take() {
+            let seconds = UnixMs::now().since(over.since).as_secs();
+            tracing::info!(paused_seconds = seconds, faults = over.faults, "the drain pours again");
+        }
+    }
+
+    /// Until when nothing may be sent.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.outage.as_ref().map(|outage| outage.rests_until).filter(|until| *until > Instant::now())
+    }
+
+    /// No outage is known of.
+    pub fn is_sound(&self) -> bool {
+        self.outage.is_none()
+    }
+
+    /// What the operator sees of it.
+    pub fn paused(&self) -> Option<Condition> {
+        let paused = |outage: &Outage| Condition::Paused {
+            reason: outage.reason.clone(),
+            since: outage.since,
+            until: outage.until,
+        };
+        self.outage.as_ref().map(paused)
+    }
+}
+
+/// The moment when a rest is over, by both clocks.
+fn after(rest: Duration) -> (Instant, UnixMs) {
+    (Instant::now() + rest, UnixMs(UnixMs::now().0 + rest.as_millis() as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_others_survive_does_not_pause_the_drain() {
+        let mut environment = Environment::default();
+        for _ in 0..10 {
+            environment.failed("503".to_owned(), true);
+            environment.failed("503".to_owned(), true);
+            environment.works();
+        }
+        assert_eq!(environment.paused(), None);
+        assert!(environment.is_sound());
+    }
+
+    #[test]
+    fn a_row_of_faults_pauses_it_and_one_upload_probes() {
+        let mut environment = Environment::default();
+        for _ in 0..FAULTS_IN_A_ROW {
+            environment.failed("503".to_owned(), true);
+        }
+        assert!(environment.paused().is_some() && environment.rests_until().is_some());
+        assert!(!environment.is_sound());
+        environment.works();
+        assert!(environment.paused().is_some(), "it was on its way before");
+    }
+
+    #[test]
+    fn a_fault_pauses_it_at_once_when_nothing_else_is_on_its_way() {
+        let mut environment = Environment::default();
+        environment.failed("no route".to_owned(), false);
+        assert!(matches!(environment.paused(), Some(Condition::Paused { reason, .. }) if reason == "no route"));
+    }
+
+    #[test]
+    fn what_hangs_is_probed_at_once_and_over_when_one_passes() {
+        let mut environment = Environment::default();
+        environment.hangs();
+        assert!(environment.paused().is_some() && environment.rests_until().is_none());
+        environment.works();
+        assert_eq!(environment.paused(), None);
+    }
+}
