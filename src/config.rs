@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::crash_points::{self, Armed};
 use crate::units::{ByteSize, Rate, Reserve, Share, parse_span};
 use crate::upload::KeyTemplate;
 
@@ -96,6 +97,8 @@ pub struct Config {
     pub record_retain: Duration,
     pub spool: SpoolLimits,
     pub log: LogConfig,
+    /// No operator's setting, and none that is listed: always empty in a build without the feature `crash-points`.
+    pub crash_points: Vec<Armed>,
 }
 
 /// Where the queue is.
@@ -278,7 +281,10 @@ impl Source {
     /// A misspelt variable would otherwise be silently without effect.
     fn unknown_variables(&self) -> Vec<String> {
         let known = |name: &str| {
-            SETTINGS.iter().any(|s| name == s.variable || (s.secret && name.strip_suffix("_FILE") == Some(s.variable)))
+            Some(name) == crash_points::VARIABLE
+                || SETTINGS
+                    .iter()
+                    .any(|s| name == s.variable || (s.secret && name.strip_suffix("_FILE") == Some(s.variable)))
         };
         // Kubernetes gives every pod such variables when a service is called forebay
         let injected = |name: &str| name.starts_with("FOREBAY_PORT") || name.starts_with("FOREBAY_SERVICE_");
@@ -343,6 +349,11 @@ impl Config {
             name.starts_with("OTEL_EXPORTER_OTLP_") && name.ends_with("ENDPOINT") && !text.is_empty()
         });
 
+        let armed = crash_points::VARIABLE.and_then(|name| Some((name, source.environment.get(name)?)));
+        let crash_points = armed.map_or(Ok(Vec::new()), |(name, text)| {
+            crash_points::parse(text).map_err(|wrong| read.errors.push(format!("{name}: {wrong}")))
+        });
+
         let errors = read.errors;
         let config = (|| {
             let (keys, path_style) = (keys?, path_style?);
@@ -360,6 +371,7 @@ impl Config {
                 record_retain: record_retain?,
                 spool: SpoolLimits { reserve: reserve?, max: spool_max? },
                 log: LogConfig { filter: filter?, json: json?, otlp },
+                crash_points: crash_points.ok()?,
             })
         })();
         match config {
@@ -491,6 +503,15 @@ mod tests {
         let shown: Vec<String> = values.iter().map(Value::shown).collect();
         assert!(shown.contains(&"postgres://forebay:***@db/forebay".to_owned()), "{shown:?}");
         assert!(!format!("{shown:?}{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn crash_points_are_armed_by_a_variable_that_is_not_listed() {
+        let config = Config::load(&source(&[("FOREBAY_CRASH_POINTS", "spool.sync:abort:3")])).unwrap();
+        assert_eq!(config.crash_points, crash_points::parse("spool.sync:abort:3").unwrap());
+        let ConfigErrors(errors) = Config::load(&source(&[("FOREBAY_CRASH_POINTS", "spool.sink:abort")])).unwrap_err();
+        assert!(errors.len() == 1 && errors[0].starts_with("FOREBAY_CRASH_POINTS: expected one of"), "{errors:?}");
+        assert!(SETTINGS.iter().all(|setting| setting.variable != "FOREBAY_CRASH_POINTS"));
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! layers above it in this list, never from a sibling role and never from a layer further down; `tests/tidy.rs` holds
 //! that. ARCHITECTURE.md tells the story of one upload through all of them.
 
-// Ground: pure values, no I/O.
+// Ground: pure values, no I/O; and the points at which a test can have any step of what follows go wrong.
 pub mod config;
+pub mod crash_points;
 pub mod error;
 pub mod outage;
 pub mod status;

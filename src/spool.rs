@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::config::SpoolLimits;
+use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
@@ -115,11 +116,15 @@ impl Spool {
     fn store_now(&self, upload: &Upload, photo: &[u8]) -> Result<Stored> {
         self.check_fault()?;
         let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
+        crash_points::pass_blocking(Point::SpoolCreate).map_err(|e| failed("create", e))?;
         let mut part = Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?;
         part.file.write_all(photo).map_err(|e| failed("write", e))?;
+        crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
         part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
+        crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.sync_error(upload, e))?;
         part.file.sync_data().map_err(|e| self.sync_error(upload, e))?;
         let path = self.path(upload.id);
+        crash_points::pass_blocking(Point::SpoolRename).map_err(|e| failed("rename", e))?;
         match rename_without_overwriting(&part.path, &path) {
             Ok(()) => part.keep(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -132,10 +137,12 @@ impl Spool {
         }
         self.sync_folder(upload)?;
         self.inner.held_bytes.fetch_add(upload.size_bytes, Ordering::Relaxed);
+        crash_points::pass_blocking(Point::SpoolStored).map_err(|e| failed("keep", e))?;
         Ok(Stored::New)
     }
 
     fn sync_folder(&self, upload: &Upload) -> Result<()> {
+        crash_points::pass_blocking(Point::SpoolSyncFolder).map_err(|e| self.sync_error(upload, e))?;
         self.inner.folders[shard(upload.id)].sync_all().map_err(|e| self.sync_error(upload, e))
     }
 
@@ -282,8 +289,11 @@ impl Spool {
             spool.check_fault()?;
             let folder = spool.inner.root.join("journal");
             let mark = folder.join(upload.id.to_string());
+            crash_points::pass_blocking(Point::JournalMark).map_err(|e| spool.write_error("journal", &upload, e))?;
             File::create(mark).map_err(|e| spool.write_error("journal", &upload, e))?;
-            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| spool.sync_error(&upload, e))
+            crash_points::pass_blocking(Point::JournalSync).map_err(|e| spool.sync_error(&upload, e))?;
+            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| spool.sync_error(&upload, e))?;
+            crash_points::pass_blocking(Point::JournalMarked).map_err(|e| spool.write_error("journal", &upload, e))
         })
         .await
     }

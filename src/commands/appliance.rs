@@ -12,6 +12,7 @@ use super::{Failure, Outcome, SettingFlags, stop_signal};
 use crate::bucket::Bucket;
 use crate::config::{Config, QueueUrl};
 use crate::console::{self, Parts};
+use crate::crash_points;
 use crate::drain::Drain;
 use crate::http::listener;
 use crate::ingest::Ingest;
@@ -59,6 +60,7 @@ pub async fn run(roles: Roles, flags: SettingFlags) -> Outcome {
         false => None,
     };
     let telemetry = telemetry::start(&config.log)?;
+    crash_points::arm(&config.crash_points);
     let stop = stop_signal();
     let appliance = Appliance::start(&config, roles, bucket, Some(telemetry.registry()), stop.clone()).await?;
     stop.cancelled().await;

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::Drain;
 use super::paced_body::{PacedBody, Turn};
 use crate::bucket::{Held, Object};
+use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::queue::Lease;
 use crate::telemetry::{link_trace, metrics};
@@ -89,6 +90,7 @@ async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<
     }
     drain.pay(REQUEST_HEAD_BYTES).await;
     let body = PacedBody::new(photo.clone(), drain.pacer.clone(), turn.clone());
+    crash_points::pass(Point::DrainPut).await.map_err(|e| Failed::Bucket(Error::unavailable("PUT", e)))?;
     turn.is_theirs();
     if drain.bucket.put(object.clone(), body).await.map_err(Failed::Bucket)? {
         return Ok(false);
@@ -136,7 +138,7 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
     match sent {
         Ok(already_there) => {
             metrics().attempted(if already_there { "already_there" } else { "uploaded" });
-            if !told(|| drain.queue.finish(lease)).await {
+            if !told(|| finish(drain, lease)).await {
                 tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
             }
             tracing::debug!(already_there, "uploaded");
@@ -166,6 +168,15 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
             Outcome::GivenUp
         }
     }
+}
+
+/// Records that S3 has the photo.
+async fn finish(drain: &Drain, lease: &Lease) -> Result<bool> {
+    let unheard = |e| Error::unavailable("the queue does not answer", e);
+    crash_points::pass(Point::DrainUploaded).await.map_err(unheard)?;
+    let finished = drain.queue.finish(lease).await?;
+    crash_points::pass(Point::DrainFinished).await.map_err(unheard)?;
+    Ok(finished)
 }
 
 /// Charges a failure; without a rest, or after too many, the upload is set aside.

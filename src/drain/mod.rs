@@ -21,10 +21,11 @@ use self::environment::Environment;
 use self::leader::Leadership;
 use self::underway::Underway;
 use crate::bucket::Bucket;
-use crate::error::Error;
+use crate::crash_points::{self, Point};
+use crate::error::{Error, Result};
 use crate::outage::Outage;
 use crate::pacer::Pacer;
-use crate::queue::Queue;
+use crate::queue::{Lease, Queue};
 use crate::spool::Spool;
 use crate::status::Condition;
 use crate::telemetry::metrics;
@@ -87,6 +88,16 @@ impl Drain {
         metrics().sent(bytes);
     }
 
+    /// Leases what should leave next.
+    async fn claim(&self, limit: u32) -> Result<Vec<Lease>> {
+        let leases = self.queue.claim(&self.owner, limit, LEASE).await?;
+        if !leases.is_empty() {
+            let told = crash_points::pass(Point::DrainClaimed).await;
+            told.map_err(|e| Error::unavailable("the queue does not answer", e))?;
+        }
+        Ok(leases)
+    }
+
     /// Pours until `stop` is cancelled, then gives uploads on their way `grace` to finish; what does not, goes back to the
     /// queue.
     pub async fn run(&self, stop: CancellationToken, grace: Duration) {
@@ -127,7 +138,7 @@ impl Drain {
 
             let (mut idle, mut queue_away) = (false, false);
             if free > 0 && resting.is_none() {
-                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.queue.claim(&self.owner, free as u32, LEASE));
+                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(free as u32));
                 let claimed = claim.await;
                 match claimed.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                     Ok(leases) => {

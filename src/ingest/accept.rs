@@ -10,6 +10,7 @@ use tracing::{Instrument, Span};
 
 use super::Ingest;
 use super::body::{Fields, Photo};
+use crate::crash_points::{self, Point};
 use crate::error::Error;
 use crate::http::problem::{Kind, Problem};
 use crate::queue::{Accepted, Record};
@@ -140,6 +141,8 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
         ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;
+    let told = crash_points::pass(Point::IngestAnswer).await;
+    told.map_err(|e| not_durable(Error::unavailable("the device cannot be told", e)))?;
     Ok(accepted)
 }
 

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::orphans::{Adoption, adopt, take_in};
 use crate::config::Config;
-use crate::error::Result;
+use crate::crash_points::{self, Point};
+use crate::error::{Error, Result};
 use crate::outage::{Outage, Over};
 use crate::queue::Queue;
 use crate::spool::Spool;
@@ -76,12 +77,16 @@ impl Keeper {
     async fn clean(&self) -> Result<()> {
         loop {
             let records = self.queue.removable(self.retain, REMOVE_AT_ONCE).await?;
+            let cut_short = |e| Error::unavailable("cannot remove an uploaded photo", e);
             for record in &records {
+                crash_points::pass(Point::KeeperRemove).await.map_err(cut_short)?;
                 self.spool.remove(record.upload.clone()).await?;
+                crash_points::pass(Point::KeeperRemoved).await.map_err(cut_short)?;
             }
             let ids: Vec<UploadId> = records.iter().map(|record| record.upload.id).collect();
             if !ids.is_empty() {
                 self.queue.removed(&ids).await?;
+                crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
             }
             if ids.len() < REMOVE_AT_ONCE as usize {
                 return Ok(());

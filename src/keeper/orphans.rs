@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 
+use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::queue::{Accepted, Queue};
 use crate::spool::Spool;
@@ -76,6 +77,8 @@ pub async fn adopt(
 
 /// Puts one photo of the spool into the queue and takes its mark off the journal. True when the queue did not know it.
 pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Result<bool> {
+    let cut_short = |e| Error::unavailable(format_args!("cannot take in upload {}", upload.id), e);
+    crash_points::pass(Point::JournalTakeIn).await.map_err(cut_short)?;
     let Accepted { record, new } = queue.accept(upload.clone()).await?;
     if !new && record.upload.sha256 != upload.sha256 {
         // acknowledged while the queue was away and could not say that the id was taken: it gets an id of its own, which
@@ -85,13 +88,17 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         let renamed = Arc::new(Upload { id, object_key, ..(*upload).clone() });
         tracing::warn!(upload = %upload.id, device = %upload.device_id, renamed = %id, "two photos have one upload_id; both are kept");
         let photo = spool.read(upload.clone()).await?;
+        crash_points::pass(Point::JournalRename).await.map_err(cut_short)?;
         spool.store(renamed.clone(), photo.into()).await?;
+        crash_points::pass(Point::JournalRenamed).await.map_err(cut_short)?;
         queue.accept(renamed).await?;
+        crash_points::pass(Point::JournalRenamedTold).await.map_err(cut_short)?;
         spool.remove(upload.clone()).await?;
     } else if record.removed_at.is_some() {
         // uploaded and removed before; what was sent again is not needed
         spool.remove(upload.clone()).await?;
     }
+    crash_points::pass(Point::JournalTakenIn).await.map_err(cut_short)?;
     spool.unjournal(&upload).await?;
     Ok(new)
 }

@@ -7,6 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use super::statements::{Row, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease};
+use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::upload::{State, Upload, UploadId};
 
@@ -52,6 +53,7 @@ impl Postgres {
                 uploads.iter().map($of).collect::<Vec<_>>()
             };
         }
+        crash_points::pass(Point::QueueCommit).await?;
         let ids: Vec<(uuid::Uuid,)> = sqlx::query_as(
             "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                  captured_at_ms, priority, metadata, traceparent, received_at_ms)
@@ -74,6 +76,7 @@ impl Postgres {
         .bind(column!(|u| u.received_at.0))
         .fetch_all(&self.write)
         .await?;
+        crash_points::pass(Point::QueueCommitted).await?;
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 }

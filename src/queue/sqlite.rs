@@ -11,6 +11,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 use super::statements::{Row, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease};
+use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::upload::{State, Upload, UploadId};
 
@@ -76,7 +77,9 @@ impl Sqlite {
                 new.push(upload.id);
             }
         }
+        crash_points::pass(Point::QueueCommit).await?;
         transaction.commit().await?;
+        crash_points::pass(Point::QueueCommitted).await?;
         Ok(new)
     }
 }
