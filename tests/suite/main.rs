@@ -5,6 +5,7 @@
 mod support;
 
 mod console;
+mod crash_points;
 mod drain;
 mod ingest;
 mod journey;

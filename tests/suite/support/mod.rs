@@ -1,5 +1,6 @@
 //! What the tests start and ask: servers on free ports, one appliance's parts in process, photos, and waiting.
 
+pub mod agreement;
 pub mod faulty_s3;
 pub mod nginx;
 pub mod postgres;
@@ -9,6 +10,7 @@ pub mod proxy;
 pub mod site;
 pub mod weed;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay::fleet::photo::Camera;
@@ -19,6 +21,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A port that is still free when a program that was killed comes back to it: the kernel gives none of these to whoever
+/// asks for any.
+pub fn lasting_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 12_000 + (std::process::id() as u16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until `condition` gives something, and gives it.

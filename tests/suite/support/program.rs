@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use forebay::config::Endpoint;
+use rustix::process::Signal;
 
 use super::eventually;
 use super::process::{guarded, start};
@@ -95,10 +96,20 @@ impl Program {
         self.url.trim_start_matches("http://").to_owned()
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Sends SIGTERM and waits for its end; true when it exited with 0.
     pub async fn terminate(mut self) -> bool {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         eventually("the program to stop", async || self.process.try_wait().unwrap()).await.success()
     }
 }

@@ -1,0 +1,274 @@
+//! Every step of persistence goes wrong in every way, under a fleet that keeps its own ledger: the process dies there, the
+//! step fails, or it hangs. Then the process is killed and started again. Whatever was acknowledged is there, once, with the
+//! bytes that were sent.
+//!
+//! A step that is never reached is a failure too: then the walk has not looked at it.
+
+use std::cell::Cell;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::time::Duration;
+
+use forebay::bucket::Bucket;
+use forebay::config::Endpoint;
+use forebay::crash_points::{Action, Armed, Point};
+use futures_util::{FutureExt, StreamExt, stream};
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::support::agreement::{backlog_gone, everything_agrees, rebuild, status};
+use crate::support::program::{Program, run, s3_settings};
+use crate::support::site::Answer;
+use crate::support::{eventually, json_upload, lasting_port, photo, postgres, weed};
+
+/// Appliances under load at once. Most of a case is waiting for the leases of the dead, and that is free.
+const AT_WORK_AT_ONCE: usize = 8;
+const WAITING_AT_ONCE: usize = 40;
+/// Longer than a commit and a claim may take, so that those that hang are given up.
+const STALL: Duration = Duration::from_millis(2500);
+
+/// One bucket for all; each case has a prefix of its own in it.
+async fn bucket() -> &'static (Bucket, Endpoint, String) {
+    static BUCKET: OnceCell<(Bucket, Endpoint, String)> = OnceCell::const_new();
+    BUCKET.get_or_init(weed::bucket).await
+}
+
+/// A place of its own: settings for a prefix in the bucket, an address that lasts, and maybe a database.
+async fn settings_of_its_own(name: &str, postgres: bool) -> Vec<(String, String)> {
+    let (_, endpoint, bucket) = bucket().await;
+    let mut settings = s3_settings(endpoint, bucket);
+    settings.push(("FOREBAY_S3_PREFIX".into(), format!("{name}/")));
+    settings.push(("FOREBAY_LISTEN".into(), format!("127.0.0.1:{}", lasting_port())));
+    if postgres {
+        let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+        settings.push(("FOREBAY_QUEUE_URL".into(), url));
+    }
+    settings
+}
+
+/// With points armed, for one start.
+fn armed(settings: &[(String, String)], points: String) -> Vec<(String, String)> {
+    let mut settings = settings.to_vec();
+    settings.push(("FOREBAY_CRASH_POINTS".into(), points));
+    settings
+}
+
+/// How many objects a case has left in the bucket.
+async fn objects(name: &str) -> u64 {
+    let mut objects = 0;
+    bucket().await.0.list(&format!("{name}/"), |_| objects += 1).await.unwrap();
+    objects
+}
+
+/// At which passing the point acts: not at the first, where there are others soon.
+fn passing(point: Point) -> u32 {
+    match point {
+        Point::JournalRename | Point::JournalRenamed | Point::JournalRenamedTold | Point::KeeperTold => 1,
+        Point::JournalMark | Point::JournalSync | Point::JournalMarked | Point::DrainClaimed => 2,
+        _ => 3,
+    }
+}
+
+/// What makes the point be reached: a journal is written only while the queue is away. Both tries of the second commit fail,
+/// and where that must last for a while, the first questions whether it is back.
+fn surroundings(point: Point) -> String {
+    let failing = match point {
+        _ if is_renaming(point) => 2..=6,
+        _ if point.name().starts_with("journal.") => 2..=3,
+        _ => return String::new(),
+    };
+    failing.map(|at| format!("queue.commit:fail:{at},")).collect()
+}
+
+fn is_renaming(point: Point) -> bool {
+    matches!(point, Point::JournalRename | Point::JournalRenamed | Point::JournalRenamedTold)
+}
+
+/// A device gives two photos one upload_id, the second when the first is off the disk and the queue is away and cannot tell.
+/// How many photos were acknowledged for it.
+async fn two_photos_under_one_upload_id(url: &str, data: &Path) -> u64 {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = |upload_id: &str, number: usize| json_upload("cam-twice", Some(upload_id), &photo(number)).to_string();
+    // made before the queue goes away, which is not for long
+    let bodies = [body("42", 1), body("43", 2), body("42", 3)];
+    let acknowledged = async |body: &String| {
+        let request = client.post(url).header("content-type", "application/json").body(body.clone());
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.body["id"].as_str().unwrap().to_owned()
+    };
+    let id = acknowledged(&bodies[0]).await;
+    let first = data.join("spool").join(&id[id.len() - 2..]).join(&id);
+    eventually("the first photo to leave the disk", async || (!first.exists()).then_some(())).await;
+    acknowledged(&bodies[1]).await; // its commit fails, and the queue is away
+    assert_eq!(acknowledged(&bodies[2]).await, id);
+    bodies.len() as u64
+}
+
+/// One point, armed once, under a fleet; then a kill, and everything must agree.
+async fn everything_is_sent_once(case: Armed, postgres: bool) {
+    static AT_WORK: Semaphore = Semaphore::const_new(AT_WORK_AT_ONCE);
+    let name = format!("{}-{}-{}", case.point, case.action, if postgres { "postgres" } else { "sqlite" });
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let settings = settings_of_its_own(&name, postgres).await;
+
+    let at_work = AT_WORK.acquire().await.unwrap();
+    let points = format!("{}{case}", surroundings(case.point));
+    let mut program = Program::start("serve", &armed(&settings, points), &data).await;
+    let url = format!("{}/", program.url);
+    let beside = if is_renaming(case.point) { two_photos_under_one_upload_id(&url, &data).await } else { 0 };
+    let ledger = folder.path().join("devices.ledger").display().to_string();
+    let arguments = [
+        "simulate",
+        "--url",
+        &url,
+        "--devices",
+        "10",
+        "--per-minute",
+        "150",
+        "--for",
+        "3s",
+        "--photo-bytes",
+        "4kB",
+        "--ledger",
+        &ledger,
+    ];
+    let all_sent = Cell::new(false);
+    let simulate = async {
+        let simulated = run(&arguments, &[], folder.path()).await;
+        all_sent.set(true);
+        simulated
+    };
+    let breaking = async {
+        let reached = |line: &Value| {
+            line["message"] == "crash point reached"
+                && line["point"] == case.point.name()
+                && line["action"] == case.action.to_string()
+        };
+        let at = eventually("the point to be reached", async || program.log().iter().position(reached)).await;
+        match case.action {
+            Action::Abort => {
+                let ended = eventually("the process to be gone", async || program.ended()).await;
+                assert_eq!(ended.signal(), Some(Signal::ABORT.as_raw()), "{ended}");
+            }
+            Action::Fail => {
+                let length = || std::fs::metadata(&ledger).map(|ledger| ledger.len()).unwrap_or(0);
+                let then = length();
+                eventually("the devices to go on", async || (all_sent.get() || length() > then + 2_000).then_some(()))
+                    .await;
+            }
+            Action::Stall(_) => {
+                let is_over = |line: &Value| {
+                    let text = line["message"].as_str().unwrap_or("");
+                    text == "the stall at a crash point is over" || text.starts_with("the queue is away")
+                };
+                eventually("the stall to be over", async || program.log()[at..].iter().any(is_over).then_some(()))
+                    .await;
+            }
+        }
+        drop(program); // SIGKILL
+        Program::start("serve", &settings, &data).await
+    };
+    let (simulated, program) = tokio::join!(simulate, breaking);
+    let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
+    assert!(simulated.status.success(), "every photo is acknowledged in the end: {said}");
+    rebuild(&settings, &data).await;
+    drop(at_work);
+    backlog_gone(&program).await;
+
+    let _at_work = AT_WORK.acquire().await.unwrap();
+    let report = everything_agrees(&settings, &data, &ledger).await;
+    let acknowledged = report["acknowledged"].as_u64().unwrap();
+    assert!(acknowledged >= 60, "{report}");
+    assert_eq!(objects(&name).await, acknowledged + beside, "one object for each upload: {report}");
+}
+
+/// Every point with one action; those of the queue on both queues. All that goes wrong is told, by point.
+async fn everything_is_sent_once_whatever_step(action: Action) {
+    let cases = Point::ALL.iter().flat_map(|point| {
+        let case = Armed { point: *point, action, at: passing(*point) };
+        let on_postgres = point.name().starts_with("queue.").then_some((case, true));
+        std::iter::once((case, false)).chain(on_postgres)
+    });
+    let ended = stream::iter(cases).map(|(case, postgres)| async move {
+        let ended = AssertUnwindSafe(everything_is_sent_once(case, postgres)).catch_unwind().await;
+        ended.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+            format!("{case}{}: {}", if postgres { " on Postgres" } else { "" }, text.unwrap_or_default())
+        })
+    });
+    let wrong: Vec<String> =
+        ended.buffer_unordered(WAITING_AT_ONCE).filter_map(async |ended| ended.err()).collect().await;
+    assert!(wrong.is_empty(), "{} of the cases went wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_photo_is_sent_once_whatever_step_the_process_dies_at() {
+    everything_is_sent_once_whatever_step(Action::Abort).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_photo_is_sent_once_whatever_step_fails() {
+    everything_is_sent_once_whatever_step(Action::Fail).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_photo_is_sent_once_whatever_step_hangs() {
+    everything_is_sent_once_whatever_step(Action::Stall(STALL)).await;
+}
+
+/// A drain is held at `point`, for longer than its lead and its leases last; another takes over. Then the first goes on.
+async fn the_late_word_of_a_drain_that_was_held_does_not_count(point: Point) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let name = format!("held-{point}");
+    let settings = settings_of_its_own(&name, true).await;
+    let ingest = Program::start("ingest", &settings, &data).await;
+    let stall = Armed { point, action: Action::Stall(Duration::from_secs(1)), at: 1 };
+    let first = Program::start("drain", &armed(&settings, stall.to_string()), &data).await;
+
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(&ingest.url).header("content-type", "application/json");
+    let body = json_upload("cam-1", Some("1"), &photo(1)).to_string();
+    let answer = Answer::of(request.body(body).send().await.unwrap()).await;
+    let address = format!("{}{}", ingest.url, answer.location.unwrap());
+    let record = async || Answer::of(client.get(&address).send().await.unwrap()).await.body;
+    eventually("the point to be reached", async || {
+        first.log().into_iter().find(|line| line["message"] == "crash point reached")
+    })
+    .await;
+    first.signal(Signal::STOP);
+
+    let _second = Program::start("drain", &settings, &data).await;
+    let taken_over = eventually("the second drain to take over", async || {
+        Some(record().await).filter(|record| record["state"] == "uploaded" && !record["removed_at"].is_null())
+    })
+    .await;
+    assert_eq!((&taken_over["attempts"], &taken_over["failures"]), (&2.into(), &0.into()), "{taken_over}");
+
+    first.signal(Signal::CONT);
+    eventually("the first drain to stand by", async || {
+        Some(status(&first).await).filter(|status| status["drain"]["condition"]["is"] == "standby")
+    })
+    .await;
+    assert!(first.log().iter().any(|line| line["message"].as_str().unwrap_or("").starts_with("the lead is lost")));
+    assert_eq!(record().await, taken_over, "its late word does not count");
+    let ledger = folder.path().join("no.ledger");
+    std::fs::write(&ledger, "").unwrap();
+    let report = everything_agrees(&settings, &data, &ledger.display().to_string()).await;
+    assert_eq!((report["verified"].as_u64(), objects(&name).await), (Some(1), 1), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_was_held_before_it_sent_has_no_say_after_another_took_over() {
+    the_late_word_of_a_drain_that_was_held_does_not_count(Point::DrainPut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_was_held_before_it_told_the_queue_has_no_say_after_another_took_over() {
+    the_late_word_of_a_drain_that_was_held_does_not_count(Point::DrainUploaded).await;
+}

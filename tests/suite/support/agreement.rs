@@ -1,0 +1,47 @@
+//! Whether everything agrees after the appliance was treated roughly: spool, queue, bucket, and the devices' own ledger.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::eventually;
+use super::program::{Program, run};
+use super::site::Answer;
+
+/// What `/status` of a running program says.
+pub async fn status(program: &Program) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    Answer::of(client.get(format!("{}/status", program.console)).send().await.unwrap()).await.body
+}
+
+/// Puts into the queue what died between the disk and the queue; it would be adopted after a minute.
+pub async fn rebuild(settings: &[(String, String)], data: &Path) {
+    let rebuilt = run(&["rebuild"], &with_data_dir(settings, data), data).await;
+    assert!(rebuilt.status.success(), "{rebuilt:?}");
+}
+
+/// Waits until all that was accepted is uploaded.
+pub async fn backlog_gone(program: &Program) {
+    eventually("the backlog to be gone", async || {
+        let status = status(program).await;
+        (status["backlog"]["uploads"] == 0 && status["books"]["uploaded"]["uploads"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+}
+
+/// Holds everything against everything, every byte of it; gives the report.
+pub async fn everything_agrees(settings: &[(String, String)], data: &Path, ledger: &str) -> Value {
+    let verify = ["verify", "--bytes", "--json", "--ledger", ledger];
+    let verified = run(&verify, &with_data_dir(settings, data), data).await;
+    let report: Value = serde_json::from_slice(&verified.stdout).unwrap_or_else(|_| panic!("{verified:?}"));
+    assert!(verified.status.success() && report["disagreements"] == 0, "{report}");
+    assert_eq!((report["lost"].as_u64(), report["dead"].as_u64()), (Some(0), Some(0)), "{report}");
+    assert_eq!(report["other_objects"], 0, "no object that nobody knows: {report}");
+    report
+}
+
+fn with_data_dir(settings: &[(String, String)], data: &Path) -> Vec<(String, String)> {
+    let mut settings = settings.to_vec();
+    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
+    settings
+}
