@@ -47,7 +47,7 @@ async fn nothing_acknowledged_is_lost_by_kills(queue: Option<String>) {
     let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
     assert!(simulated.status.success(), "every photo is acknowledged in the end: {said}");
     rebuild(&settings, &data).await;
-    backlog_gone(&program).await;
+    backlog_gone(&program, &data).await;
     let report = everything_agrees(&settings, &data, &ledger).await;
     assert!(report["acknowledged"].as_u64() >= Some(400), "{report}");
 }

@@ -14,17 +14,21 @@ pub async fn status(program: &Program) -> Value {
     Answer::of(client.get(format!("{}/status", program.console)).send().await.unwrap()).await.body
 }
 
-/// Puts into the queue what died between the disk and the queue; it would be adopted after a minute.
-pub async fn rebuild(settings: &[(String, String)], data: &Path) {
+/// Puts into the queue what died between the disk and the queue; it would be adopted after a minute. What was said of it.
+pub async fn rebuild(settings: &[(String, String)], data: &Path) -> String {
     let rebuilt = run(&["rebuild"], &with_data_dir(settings, data), data).await;
     assert!(rebuilt.status.success(), "{rebuilt:?}");
+    String::from_utf8_lossy(&rebuilt.stdout).into_owned()
 }
 
-/// Waits until all that was accepted is uploaded.
-pub async fn backlog_gone(program: &Program) {
+/// Waits until all that was accepted is in the queue, and all that is in the queue is uploaded.
+pub async fn backlog_gone(program: &Program, data: &Path) {
     eventually("the backlog to be gone", async || {
+        // first the journal: what is taken in after a look at it would be missed in the books
+        let journaled = std::fs::read_dir(data.join("spool/journal")).unwrap().count();
         let status = status(program).await;
-        (status["backlog"]["uploads"] == 0 && status["books"]["uploaded"]["uploads"].as_u64() > Some(0)).then_some(())
+        let uploaded = status["books"]["uploaded"]["uploads"].as_u64();
+        (journaled == 0 && status["backlog"]["uploads"] == 0 && uploaded > Some(0)).then_some(())
     })
     .await;
 }
