@@ -8,48 +8,15 @@ use axum::response::IntoResponse;
 use forebay::bucket::{Bucket, Object};
 use forebay::config::Endpoint;
 use forebay::drain::Drain;
-use forebay::keeper::Keeper;
 use forebay::pacer::Pacer;
-use forebay::queue::Record;
 use forebay::status::Condition;
 use forebay::units::Rate;
 use forebay::upload::{Sha256, State};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
+use crate::support::pouring::{FAST, in_state, keep_house, paused, pour};
 use crate::support::site::Site;
 use crate::support::{eventually, photo, weed};
-
-pub const FAST: Rate = Rate(1_000_000_000);
-
-/// A drain at work; it stops when dropped.
-pub struct Pouring {
-    pub pacer: Pacer,
-    pub condition: tokio::sync::watch::Receiver<Condition>,
-    _stop: DropGuard,
-}
-
-pub fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
-    let pacer = Pacer::new(allowance);
-    let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket.clone(), pacer.clone())
-        .resting(Duration::from_millis(10));
-    let (condition, stop) = (drain.condition(), CancellationToken::new());
-    let stopped = stop.clone();
-    tokio::spawn(async move { drain.run(stopped, Duration::from_secs(1)).await });
-    Pouring { pacer, condition, _stop: stop.drop_guard() }
-}
-
-pub async fn paused(pouring: &mut Pouring) -> Condition {
-    let paused = pouring.condition.wait_for(|condition| matches!(condition, Condition::Paused { .. }));
-    let paused = tokio::time::timeout(crate::support::PATIENCE, paused).await.expect("the drain does not pause");
-    paused.unwrap().clone()
-}
-
-pub async fn in_state(site: &Site, record: &Record, state: State) -> Record {
-    eventually(&format!("an upload to be {state}"), async || {
-        site.queue.get(record.upload.id).await.unwrap().filter(|r| r.state == state)
-    })
-    .await
-}
 
 #[tokio::test]
 async fn an_accepted_photo_ends_as_one_object_with_its_bytes() {
@@ -93,16 +60,13 @@ async fn an_uploaded_photo_leaves_the_disk() {
     let (_s3, bucket) = site.bucket().await;
     let record = site.accept("cam-1", &photo(1)).await;
     let _pouring = pour(&site, &bucket, FAST);
-    let stop = CancellationToken::new();
-    let (keeper, stopped) = (Keeper::new(&site.config, site.spool.clone(), site.queue.clone()), stop.clone());
-    tokio::spawn(async move { keeper.run(stopped).await });
+    let _keeping = keep_house(&site);
     let removed = eventually("the photo to be removed", async || {
         site.queue.get(record.upload.id).await.unwrap().filter(|r| r.removed_at.is_some())
     })
     .await;
     assert_eq!(removed.state, State::Uploaded);
     assert_eq!(site.files().await, (0, 0));
-    stop.cancel();
 }
 
 #[tokio::test]
@@ -254,14 +218,11 @@ async fn what_was_journaled_is_taken_into_the_queue_once() {
     site.spool.store(waiting.clone(), photo).await.unwrap();
     site.spool.journal(waiting.clone()).await.unwrap();
     site.spool.journal(upload.clone()).await.unwrap(); // its commit was made, only the reply was lost
-    let stop = CancellationToken::new();
-    let (keeper, stopped) = (Keeper::new(&site.config, site.spool.clone(), site.queue.clone()), stop.clone());
-    tokio::spawn(async move { keeper.run(stopped).await });
+    let _keeping = keep_house(&site);
     eventually("the journal to be empty", async || site.spool.journaled(10).await.unwrap().is_empty().then_some(()))
         .await;
     assert_eq!(site.records().await.len(), 2);
     assert!(site.queue.get(waiting.id).await.unwrap().is_some());
-    stop.cancel();
 }
 
 /// A store that takes every PUT but those under `poison/`, and forbids HEAD, as S3 does to those who may only put.

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::agreement::{backlog_gone, everything_agrees, rebuild};
-use crate::support::program::{Program, run, s3_settings};
+use crate::support::agreement::rebuild;
+use crate::support::fleet::Fleet;
+use crate::support::program::{Program, s3_settings};
 use crate::support::{lasting_port, postgres, weed};
 
 /// Kills `serve` six times while devices send, then holds their ledger against everything.
@@ -16,23 +17,14 @@ async fn nothing_acknowledged_is_lost_by_kills(queue: Option<String>) {
     let address = format!("127.0.0.1:{}", lasting_port());
     settings.push(("FOREBAY_LISTEN".into(), address.clone()));
     let data = folder.path().join("data");
-    let ledger = folder.path().join("devices.ledger").display().to_string();
-    let url = format!("http://{address}/");
-    let fleet = [
-        "simulate",
-        "--url",
-        &url,
-        "--devices",
-        "40",
-        "--per-minute",
-        "120",
-        "--for",
-        "10s",
-        "--photo-bytes",
-        "20kB",
-        "--ledger",
-        &ledger,
-    ];
+    let fleet = Fleet {
+        url: format!("http://{address}/"),
+        devices: 40,
+        per_minute: 120,
+        seconds: 10,
+        photo_bytes: 20_000,
+        ledger: folder.path().join("devices.ledger"),
+    };
 
     let mut program = Program::start("serve", &settings, &data).await;
     let killing = async {
@@ -43,13 +35,9 @@ async fn nothing_acknowledged_is_lost_by_kills(queue: Option<String>) {
         }
         program
     };
-    let (simulated, program) = tokio::join!(run(&fleet, &[], folder.path()), killing);
-    let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
-    assert!(simulated.status.success(), "every photo is acknowledged in the end: {said}");
+    let (_, program) = tokio::join!(fleet.send(), killing);
     rebuild(&settings, &data).await;
-    backlog_gone(&program, &data).await;
-    let report = everything_agrees(&settings, &data, &ledger).await;
-    assert!(report["acknowledged"].as_u64() >= Some(400), "{report}");
+    fleet.agrees_with(&program, &settings, &data).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

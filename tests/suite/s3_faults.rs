@@ -9,8 +9,8 @@ use forebay::status::Condition;
 use forebay::units::Rate;
 use forebay::upload::State;
 
-use crate::drain::{FAST, in_state, paused, pour};
 use crate::support::faulty_s3::{Fault, FaultyS3, Mood};
+use crate::support::pouring::{FAST, in_state, paused, pour};
 use crate::support::site::Site;
 use crate::support::{eventually, photo, weed};
 

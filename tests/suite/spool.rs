@@ -1,41 +1,17 @@
 //! The spool: what is stored is there, whole, with its record; what is not, leaves nothing behind.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::config::SpoolLimits;
 use forebay::error::Error;
 use forebay::spool::{Spool, Stored};
-use forebay::units::{ByteSize, Reserve, UnixMs};
-use forebay::upload::{ImageType, Priority, Sha256, Upload, UploadId};
+use forebay::units::{ByteSize, Reserve};
 
-use crate::support::photo;
-
-const NO_LIMITS: SpoolLimits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
+use crate::support::{NO_LIMITS, photo, upload_of};
 
 fn open(folder: &tempfile::TempDir) -> Spool {
     Spool::open(folder.path(), NO_LIMITS).unwrap()
-}
-
-fn upload_of(photo: &[u8], upload_id: &str) -> Arc<Upload> {
-    let device_id = "cam-1".parse().unwrap();
-    Arc::new(Upload {
-        id: UploadId::of_device(&device_id, upload_id),
-        device_id,
-        upload_id: Some(upload_id.to_owned()),
-        object_key: format!("cam-1/{upload_id}.jpg"),
-        size_bytes: photo.len() as u64,
-        sha256: Sha256::of(photo),
-        content_type: ImageType::Jpeg,
-        filename: Some("north gate.jpg".to_owned()),
-        captured_at: None,
-        priority: Priority::High,
-        metadata: BTreeMap::from([("site".to_owned(), "7".to_owned())]),
-        traceparent: None,
-        received_at: UnixMs(1_763_000_000_123),
-    })
 }
 
 fn only_file(spool: &Spool) -> PathBuf {

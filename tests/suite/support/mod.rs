@@ -2,18 +2,25 @@
 
 pub mod agreement;
 pub mod faulty_s3;
+pub mod fleet;
 pub mod nginx;
 pub mod postgres;
+pub mod pouring;
 pub mod process;
 pub mod program;
 pub mod proxy;
 pub mod site;
 pub mod weed;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use forebay::config::SpoolLimits;
 use forebay::fleet::photo::Camera;
+use forebay::units::{ByteSize, Reserve, UnixMs};
+use forebay::upload::{ImageType, Priority, Sha256, Upload, UploadId};
 
 /// The longest any condition is waited for. A test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,4 +68,27 @@ pub fn json_upload(device: &str, upload_id: Option<&str>, photo: &[u8]) -> serde
         body["upload_id"] = upload_id.into();
     }
     body
+}
+
+/// A spool may take all of its disk.
+pub const NO_LIMITS: SpoolLimits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
+
+/// What ingest would make of `photo`.
+pub fn upload_of(photo: &[u8], upload_id: &str) -> Arc<Upload> {
+    let device_id = "cam-1".parse().unwrap();
+    Arc::new(Upload {
+        id: UploadId::of_device(&device_id, upload_id),
+        device_id,
+        upload_id: Some(upload_id.to_owned()),
+        object_key: format!("cam-1/{upload_id}.jpg"),
+        size_bytes: photo.len() as u64,
+        sha256: Sha256::of(photo),
+        content_type: ImageType::Jpeg,
+        filename: Some("north gate.jpg".to_owned()),
+        captured_at: None,
+        priority: Priority::High,
+        metadata: BTreeMap::from([("site".to_owned(), "7".to_owned())]),
+        traceparent: None,
+        received_at: UnixMs(1_763_000_000_123),
+    })
 }
