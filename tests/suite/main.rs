@@ -6,6 +6,7 @@ mod support;
 
 mod console;
 mod crash_points;
+mod disk;
 mod drain;
 mod ingest;
 mod journey;

@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod faulty_s3;
+pub mod disk;
 pub mod fleet;
 pub mod nginx;
 pub mod postgres;
