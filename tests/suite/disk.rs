@@ -2,18 +2,22 @@
 //! what cannot be kept is refused.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use forebay::error::Error;
 use forebay::spool::{Spool, Stored};
-use forebay::upload::Upload;
+use forebay::upload::{Upload, UploadId};
+use rustix::fs::FallocateFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::disk::Disk;
 use crate::support::fleet::{Fleet, rebuild};
+use crate::support::pouring::{FAST, keep_house, pour};
 use crate::support::program::{Program, s3_settings};
-use crate::support::site::Answer;
-use crate::support::{NO_LIMITS, eventually, free_port, json_upload, photo, postgres, upload_of, weed};
+use crate::support::site::{Answer, Site};
+use crate::support::{NO_LIMITS, PATIENCE, eventually, free_port, json_upload, photo, postgres, upload_of, weed};
 
 const EXT4_BYTES: u64 = 64 << 20;
 const XFS_BYTES: u64 = 320 << 20;
@@ -215,4 +219,125 @@ fn records(spool: &Spool) -> Vec<Arc<Upload>> {
     let mut records = Vec::new();
     spool.walk(|_, record| records.push(Arc::new(record.unwrap()))).unwrap();
     records
+}
+
+#[tokio::test]
+async fn a_photo_that_finds_no_room_leaves_nothing_behind_and_the_disk_is_trusted_still() {
+    let disk = Disk::ext4(EXT4_BYTES);
+    let spool = open(disk.folder());
+    fill(&disk, 500_000);
+    let mut stored = 0;
+    let failed = loop {
+        match spool.store(upload_of(&photo(stored), &stored.to_string()), photo(stored)).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(failed, Error::Full("the disk is full".to_owned()));
+    assert_eq!((spool.check_fault(), spool.incoming_count()), (Ok(()), Ok(0)));
+    spool.remove(upload_of(&photo(0), "0")).await.unwrap();
+    store(&spool, stored).await;
+    for number in 1..=stored {
+        is_there(&spool, number).await;
+    }
+}
+
+/// Takes all of the disk but `left` bytes.
+fn fill(disk: &Disk, left: u64) {
+    let free = rustix::fs::statvfs(disk.folder()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+    let ballast = File::create(disk.folder().join("ballast")).unwrap();
+    rustix::fs::fallocate(ballast, FallocateFlags::empty(), 0, free - left).unwrap();
+}
+
+/// A site whose spool is on `disk`, and its queue too, unless it has one elsewhere.
+async fn site_on(disk: &Disk, reserve: &str, queue: &str) -> Site {
+    let data = disk.folder().join("data").display().to_string();
+    Site::start(&[("data-dir", &data), ("spool-reserve", reserve), ("queue-url", queue)]).await
+}
+
+fn large_photo(number: usize) -> Vec<u8> {
+    [photo(number), vec![0; 80_000]].concat()
+}
+
+/// Photos at once until one is refused for want of room; what was acknowledged is whole, on disk and at last in the bucket,
+/// and there is room again once it is.
+async fn a_full_disk_takes_photos_again_when_it_is_drained(site: &Site, why: &[&str]) {
+    let mut acknowledged = Vec::new();
+    let mut refused = 0;
+    while refused == 0 {
+        let from = acknowledged.len();
+        let bodies = (from..from + 30).map(|number| json_upload("cam-1", None, &large_photo(number)).to_string());
+        for answer in futures_util::future::join_all(bodies.map(|body| site.post_json(body))).await {
+            if answer.status == 201 {
+                acknowledged.push(answer.body["id"].as_str().unwrap().parse::<UploadId>().unwrap());
+                continue;
+            }
+            refused += 1;
+            assert_eq!((answer.status, answer.problem()), (503, "spool-full"), "{answer:?}");
+            assert!((30..=60).contains(&answer.retry_after.unwrap()), "{answer:?}");
+            let detail = answer.body["detail"].as_str().unwrap();
+            assert!(why.iter().any(|why| detail.contains(why)), "{answer:?}");
+        }
+    }
+    let kept = records(&site.spool);
+    assert_eq!((kept.len(), site.files().await.1), (acknowledged.len(), 0), "and nothing of those that were refused");
+    for upload in &kept {
+        assert!(acknowledged.contains(&upload.id));
+        site.spool.read(upload.clone()).await.unwrap();
+    }
+
+    let (_s3, bucket) = site.bucket().await;
+    let (_pouring, _keeping) = (pour(site, &bucket, FAST), keep_house(site));
+    eventually("a photo to be accepted again", async || {
+        let answer = site.post_json(json_upload("cam-1", None, &large_photo(0)).to_string()).await;
+        (answer.status == 201).then_some(())
+    })
+    .await;
+    eventually("all photos to be uploaded and removed", async || (site.files().await == (0, 0)).then_some(())).await;
+    for upload in kept {
+        let object = bucket.read_back(&upload.object_key).await.unwrap();
+        assert_eq!(object, Some((upload.size_bytes, upload.sha256)));
+    }
+}
+
+#[tokio::test]
+async fn a_disk_without_room_takes_photos_again_when_it_is_drained() {
+    let disk = Disk::ext4(EXT4_BYTES);
+    let site = site_on(&disk, "5%", "sqlite").await;
+    // SQLite's log takes 4 MB of it
+    fill(&disk, 9_000_000);
+    a_full_disk_takes_photos_again_when_it_is_drained(&site, &["are free on the disk"]).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_to_the_last_byte_takes_photos_again_when_it_is_drained() {
+    let disk = Disk::ext4(EXT4_BYTES);
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let site = site_on(&disk, "0%", &url).await;
+    fill(&disk, 1_000_000);
+    let why = ["the disk is full", "are free on the disk"];
+    a_full_disk_takes_photos_again_when_it_is_drained(&site, &why).await;
+}
+
+#[tokio::test]
+async fn a_disk_without_inodes_takes_photos_again_when_it_is_drained() {
+    let disk = Disk::ext4_of_inodes(EXT4_BYTES, 320);
+    let site = site_on(&disk, "5%", "sqlite").await;
+    a_full_disk_takes_photos_again_when_it_is_drained(&site, &["inodes are free on the disk"]).await;
+}
+
+#[tokio::test]
+async fn a_photo_for_which_there_is_no_room_is_refused_by_its_head_alone() {
+    let disk = Disk::ext4(EXT4_BYTES);
+    let site = site_on(&disk, "5%", "sqlite").await;
+    site.accept("cam-1", &photo(1)).await;
+    fill(&disk, 1_000_000);
+    let mut stream = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("spool-full"), "{answer}");
+    assert!(answer.contains("retry-after: "), "{answer}");
 }

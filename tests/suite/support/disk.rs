@@ -35,6 +35,12 @@ impl Disk {
         Disk::made(bytes, "mkfs.ext4", EXT4)
     }
 
+    /// A new ext4 for so many files, some of which it takes for itself.
+    pub fn ext4_of_inodes(bytes: u64, inodes: u32) -> Disk {
+        let inodes = inodes.to_string();
+        Disk::made(bytes, "mkfs.ext4", &[EXT4, &["-N", &inodes]].concat())
+    }
+
     /// A new XFS that says it has `bytes`, 300 MB at least.
     pub fn xfs(bytes: u64) -> Disk {
         Disk::made(bytes, "mkfs.xfs", &["-q", "-K"])
