@@ -12,8 +12,9 @@ use forebay::upload::{Upload, UploadId};
 use rustix::fs::FallocateFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::support::agreement::rebuild;
 use crate::support::disk::Disk;
-use crate::support::fleet::{Fleet, rebuild};
+use crate::support::fleet::Fleet;
 use crate::support::pouring::{FAST, keep_house, pour};
 use crate::support::program::{Program, s3_settings};
 use crate::support::site::{Answer, Site};

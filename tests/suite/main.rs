@@ -2,6 +2,7 @@
 //!
 //! A part that is missing fails the tests that need it, and says what to install (`tests/install-parts`).
 
+#[allow(dead_code)] // tests/torture needs more of it
 mod support;
 
 mod console;

@@ -83,6 +83,7 @@ pub struct FaultyS3 {
 struct Shared {
     server: String,
     mood: Mutex<Mood>,
+    requests: AtomicU64,
     faults: AtomicU64,
     /// Bytes of bodies that came in.
     body_bytes: AtomicU64,
@@ -96,6 +97,7 @@ impl FaultyS3 {
         let shared = Arc::new(Shared {
             server: endpoint.url.trim_start_matches("http://").to_owned(),
             mood: Mutex::new(Mood::Sound),
+            requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             body_bytes: AtomicU64::new(0),
         });
@@ -118,6 +120,10 @@ impl FaultyS3 {
         *self.shared.mood.lock().unwrap() = mood;
     }
 
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
     /// How many requests were met with a fault.
     pub fn faults(&self) -> u64 {
         self.shared.faults.load(Ordering::Relaxed)
@@ -130,6 +136,7 @@ impl FaultyS3 {
 
 impl Shared {
     fn fault(&self, path: &str) -> Option<Fault> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let fault = match &*self.mood.lock().unwrap() {
             Mood::Always(fault) => Some(*fault),
             Mood::ForKeysWith(text, fault) if path.contains(text) => Some(*fault),

@@ -1,8 +1,8 @@
 //! What the tests start and ask: servers on free ports, one appliance's parts in process, photos, and waiting.
 
 pub mod agreement;
-pub mod faulty_s3;
 pub mod disk;
+pub mod faulty_s3;
 pub mod fleet;
 pub mod nginx;
 pub mod postgres;

@@ -3,21 +3,29 @@
 use std::path::Path;
 use std::process::Child;
 
-use super::process::{find_program, guarded, start};
+use rustix::process::Signal;
+
+use super::process::{find_program, guarded, kill_with_children, signal, start};
 use super::{eventually, free_port};
 
 pub struct Nginx {
     pub url: String,
-    process: Child,
-    _folder: tempfile::TempDir,
+    port: u16,
+    /// None while it is killed.
+    process: Option<Child>,
+    folder: tempfile::TempDir,
 }
 
 impl Nginx {
     /// In front of `replicas`, given as host:port.
     pub async fn start(replicas: &[String]) -> Nginx {
+        Nginx::start_at(free_port(), replicas).await
+    }
+
+    /// At a port that is given.
+    pub async fn start_at(port: u16, replicas: &[String]) -> Nginx {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let port = free_port();
         let servers: String = replicas.iter().map(|replica| format!("server {replica} max_fails=0; ")).collect();
         let server_config = Path::new(env!("CARGO_MANIFEST_DIR")).join("nginx/forebay.conf");
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -35,27 +43,41 @@ impl Nginx {
         let main = if super::process::is_root() { main } else { main.replace("user root;\n", "") };
         std::fs::write(at("nginx.conf"), main).unwrap();
         std::fs::write(at("listen.conf"), format!("listen 127.0.0.1:{port};\n")).unwrap();
+        let mut nginx = Nginx { url: format!("http://127.0.0.1:{port}"), port, process: None, folder };
+        nginx.start_again().await;
+        nginx
+    }
+
+    /// Starts it after [`Nginx::kill`], at the same port, and waits until it listens.
+    pub async fn start_again(&mut self) {
+        let at = |name: &str| self.folder.path().join(name).display().to_string();
         // killed outright, the master would leave its workers behind
         let mut command = guarded(find_program("nginx", &[]), "TERM", None);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         command.arg("-e").arg(at("error.log")).arg("-c").arg(at("nginx.conf"));
-        let mut nginx = Nginx { url: format!("http://127.0.0.1:{port}"), process: start(command), _folder: folder };
+        let process = self.process.insert(start(command));
         eventually("nginx to listen", async || {
-            if let Ok(Some(status)) = nginx.process.try_wait() {
+            if let Ok(Some(status)) = process.try_wait() {
                 panic!("nginx ended with {status}");
             }
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.ok()
         })
         .await;
-        nginx
+    }
+
+    /// Ends it and its workers outright.
+    pub fn kill(&mut self) {
+        if let Some(master) = self.process.take() {
+            kill_with_children(master);
+        }
     }
 }
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.process.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        if let Some(mut master) = self.process.take() {
+            signal(master.id(), Signal::TERM);
+            let _ = master.wait();
         }
-        let _ = self.process.wait();
     }
 }

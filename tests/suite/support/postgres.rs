@@ -1,21 +1,116 @@
-//! One throw-away Postgres cluster for the test run, with `fsync` on, run as a user that is not root; a database of its own
-//! for each test.
+//! Throw-away Postgres clusters, with `fsync` on, run as a user that is not root: one that the whole test run shares, with a
+//! database of its own for each test, and others for tests that hurt them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use forebay::config::QueueUrl;
 use forebay::queue::Queue;
+use rustix::process::Signal;
 
-use super::process::{guarded, is_root, start};
-use super::{PATIENCE, free_port};
+use super::free_port;
+use super::process::{guarded, is_root, kill_with_children, signal, start, until};
 
-struct Cluster {
+/// A cluster of its own. Stopped and removed when dropped.
+pub struct Cluster {
     port: u16,
-    _folder: PathBuf,
-    _server: Child,
+    connections: u32,
+    folder: PathBuf,
+    /// None while it is stopped.
+    server: Mutex<Option<Child>>,
+    databases: AtomicU32,
+}
+
+impl Cluster {
+    /// Makes a cluster that takes so many connections, and starts it.
+    pub fn start(connections: u32) -> Cluster {
+        static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("forebay-test-postgres-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        if is_root() {
+            let owned = Command::new("chown").arg("postgres").arg(&folder).status().unwrap();
+            assert!(owned.success(), "there is no user postgres; run tests/install-parts");
+        }
+        let made = guarded(programs().join("initdb"), "KILL", Some("postgres"))
+            .args(["-U", "forebay", "--auth=trust", "-E", "UTF8", "--no-sync", "-D"])
+            .arg(folder.join("data"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let cluster = Cluster {
+            port: free_port(),
+            connections,
+            folder,
+            server: Mutex::default(),
+            databases: AtomicU32::default(),
+        };
+        cluster.start_again();
+        cluster
+    }
+
+    /// Starts it after [`Cluster::kill`] or [`Cluster::stop`], at the same port with the same data, and waits until it answers.
+    pub fn start_again(&self) {
+        let mut running = self.server.lock().unwrap();
+        assert!(running.is_none(), "it runs already");
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
+        let mut server = guarded(programs().join("postgres"), "INT", Some("postgres"));
+        server.args(["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={}", self.port)]);
+        server.args(["-c", &format!("unix_socket_directories={}", self.folder.display())]);
+        server.args(["-c", &format!("max_connections={}", self.connections), "-D"]).arg(self.folder.join("data"));
+        server.stdout(log.try_clone().unwrap()).stderr(log);
+        let server = running.insert(start(server));
+        until("Postgres to answer", || {
+            if let Ok(Some(status)) = server.try_wait() {
+                panic!("Postgres ended with {status}; see {}", self.folder.join("log").display());
+            }
+            self.psql("SELECT 1").is_ok()
+        });
+    }
+
+    /// Ends it as a power cut would: all of its processes at once, without a word to anyone.
+    pub fn kill(&self) {
+        if let Some(postmaster) = self.server.lock().unwrap().take() {
+            kill_with_children(postmaster);
+        }
+    }
+
+    /// Stops it in order, without waiting for those who are connected.
+    pub fn stop(&self) {
+        let Some(mut postmaster) = self.server.lock().unwrap().take() else { return };
+        signal(postmaster.id(), Signal::INT);
+        postmaster.wait().unwrap();
+    }
+
+    /// Has one statement done in a session of its own, as the superuser: what it gave, or the error.
+    pub fn psql(&self, statement: &str) -> Result<String, String> {
+        let done = Command::new(programs().join("psql"))
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "forebay", "-d", "postgres"])
+            .args(["-qAtc", statement])
+            .output()
+            .map_err(|error| error.to_string())?;
+        match done.status.success() {
+            true => Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+        }
+    }
+
+    /// The URL of a new, empty database.
+    pub fn database(&self) -> String {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.psql(&format!("CREATE DATABASE {name}")).unwrap();
+        format!("postgres://forebay:unused@127.0.0.1:{}/{name}", self.port)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 fn programs() -> PathBuf {
@@ -28,53 +123,10 @@ fn programs() -> PathBuf {
         .unwrap_or_else(|| super::process::find_program("initdb", &[]).parent().map(Path::to_path_buf).unwrap())
 }
 
-fn cluster() -> &'static Cluster {
-    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| {
-        let folder = std::env::temp_dir().join(format!("forebay-test-postgres-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        if is_root() {
-            let owned = Command::new("chown").arg("postgres").arg(&folder).status().unwrap();
-            assert!(owned.success(), "there is no user postgres; run tests/install-parts");
-        }
-        let data = folder.join("data");
-        let made = guarded(programs().join("initdb"), "KILL", Some("postgres"))
-            .args(["-U", "forebay", "--auth=trust", "-E", "UTF8", "-D"])
-            .arg(&data)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let port = free_port();
-        let log = std::fs::File::create(folder.join("log")).unwrap();
-        let mut server = guarded(programs().join("postgres"), "INT", Some("postgres"));
-        server.args(["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={port}")]);
-        server.args(["-c", &format!("unix_socket_directories={}", folder.display()), "-c", "max_connections=200"]);
-        server.arg("-D").arg(&data).stdout(log.try_clone().unwrap()).stderr(log);
-        let server = start(server);
-        let began = std::time::Instant::now();
-        while !psql(port, "postgres", "SELECT 1") {
-            assert!(began.elapsed() < PATIENCE, "Postgres does not start; see {}", folder.display());
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        Cluster { port, _folder: folder, _server: server }
-    })
-}
-
-fn psql(port: u16, database: &str, statement: &str) -> bool {
-    Command::new(programs().join("psql"))
-        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "forebay", "-d", database, "-qc", statement])
-        .output()
-        .is_ok_and(|done| done.status.success())
-}
-
-/// The URL of a new, empty database.
+/// The URL of a new, empty database in the cluster that all tests share. Blocks.
 pub fn database() -> String {
-    static DATABASES: AtomicU32 = AtomicU32::new(0);
-    let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-    let port = cluster().port;
-    assert!(psql(port, "postgres", &format!("CREATE DATABASE {name}")));
-    format!("postgres://forebay:unused@127.0.0.1:{port}/{name}")
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| Cluster::start(200)).database()
 }
 
 /// An empty queue in a database of its own.

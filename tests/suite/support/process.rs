@@ -4,6 +4,11 @@
 
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::PATIENCE;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -48,4 +53,38 @@ pub fn find_program(name: &str, places: &[&str]) -> std::path::PathBuf {
         .into_iter()
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| panic!("{name} is not installed; run tests/install-parts"))
+}
+
+/// Sends a signal; to one that is gone, none.
+pub fn signal(pid: u32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
+}
+
+/// Ends a server and the processes that it started all at once, without a word to any of them.
+pub fn kill_with_children(mut server: Child) {
+    let pid = server.id();
+    // once it stands still it starts no more, and no process of its own tells it of another's end
+    signal(pid, Signal::STOP);
+    until("a server to stand still", || matches!(state(pid), None | Some('T' | 'Z')));
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    children.iter().chain([&pid]).for_each(|pid| signal(*pid, Signal::KILL));
+    server.wait().unwrap();
+    // what they held (ports, memory) is free only when they are gone
+    until("a server's processes to be gone", || children.iter().all(|pid| matches!(state(*pid), None | Some('Z'))));
+}
+
+/// The state of a process as a letter; none when there is no such process.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Waits until `condition` holds. Blocks.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -107,6 +107,12 @@ impl Program {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Ends it outright, without a word to it.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
     /// Sends SIGTERM and waits for its end; true when it exited with 0.
     pub async fn terminate(mut self) -> bool {
         self.signal(Signal::TERM);
@@ -116,7 +122,6 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
