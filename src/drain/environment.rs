@@ -12,7 +12,7 @@ use crate::status::Condition;
 use crate::units::UnixMs;
 
 /// So many faults with no upload passing in between are an outage.
-const FAULTS_IN_A_ROW: u32 = 3;
+const FAULTS_IN_A_ROW: u32 = 5;
 /// The first pause of an outage; it doubles with each probe that fails, up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
@@ -27,6 +27,7 @@ pub struct Environment {
 #[derive(Debug)]
 struct Outage {
     reason: String,
+    began: Instant,
     since: UnixMs,
     /// No probe before this; the same for the operator.
     rests_until: Instant,
@@ -69,7 +70,15 @@ impl Environment {
     fn begin(&mut self, reason: String, rest: Duration) {
         tracing::warn!(%reason, "the drain pauses until this is over; no upload is charged for it");
         let (rests_until, until) = after(rest);
-        self.outage = Some(Outage { reason, since: UnixMs::now(), rests_until, until, probes: 0, faults: 1 });
+        self.outage = Some(Outage {
+            reason,
+            began: Instant::now(),
+            since: UnixMs::now(),
+            rests_until,
+            until,
+            probes: 0,
+            faults: 1,
+        });
     }
 
     /// An upload passed.
@@ -90,9 +99,9 @@ impl Environment {
         self.outage.as_ref().map(|outage| outage.rests_until).filter(|until| *until > Instant::now())
     }
 
-    /// No outage is known of.
-    pub fn is_sound(&self) -> bool {
-        self.outage.is_none()
+    /// When the outage began, if there is one. Uploads that began later are probes.
+    pub fn outage_since(&self) -> Option<Instant> {
+        self.outage.as_ref().map(|outage| outage.began)
     }
 
     /// What the operator sees of it.
@@ -124,7 +133,7 @@ mod tests {
             environment.works();
         }
         assert_eq!(environment.paused(), None);
-        assert!(environment.is_sound());
+        assert_eq!(environment.outage_since(), None);
     }
 
     #[test]
@@ -134,7 +143,7 @@ mod tests {
             environment.failed("503".to_owned(), true);
         }
         assert!(environment.paused().is_some() && environment.rests_until().is_some());
-        assert!(!environment.is_sound());
+        assert!(environment.outage_since().is_some());
         environment.works();
         assert!(environment.paused().is_some(), "it was on its way before");
     }

@@ -125,14 +125,10 @@ impl Drain {
                     continue;
                 }
             }
-            let moving = underway.moving();
-            if moving == 0 && !underway.is_empty() {
-                environment.hangs();
-            }
-            let free = match environment.is_sound() {
-                true => UPLOADS_AT_ONCE.saturating_sub(underway.len()),
-                // one probe at a time, beside those that stand still
-                false => usize::from(moving == 0 && underway.len() < UNDERWAY_MAX),
+            let free = match environment.outage_since() {
+                None => UPLOADS_AT_ONCE.saturating_sub(underway.len()),
+                // one probe at a time, beside those that were on their way already or stand still
+                Some(since) => usize::from(underway.moving_since(since) == 0 && underway.len() < UNDERWAY_MAX),
             };
             let resting = environment.rests_until();
 
@@ -151,6 +147,9 @@ impl Drain {
                         (idle, queue_away) = (true, true);
                     }
                 }
+            }
+            if underway.moving() == 0 && !underway.is_empty() {
+                environment.hangs();
             }
             self.show(&environment, underway.is_empty());
 

@@ -59,6 +59,11 @@ impl Underway {
         self.uploads.values().filter(|upload| upload.still_since().is_none()).count()
     }
 
+    /// Of those that do not stand still, how many began at this moment or later.
+    pub fn moving_since(&self, moment: Instant) -> usize {
+        self.uploads.values().filter(|upload| upload.began >= moment && upload.still_since().is_none()).count()
+    }
+
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), CancellationToken::new());
