@@ -270,14 +270,21 @@ impl Spool {
         })
     }
 
-    /// Removes the photo. One that is not there is no error: a crash may have come between removing it and saying so.
+    /// Removes the photo. One that is not there is no error: a crash may have come between removing it and saying so. Then
+    /// another may have been acknowledged under its id while the queue was away, and that one stays.
     pub async fn remove(&self, upload: Arc<Upload>) -> Result<()> {
         let spool = self.clone();
-        blocking(move || match fs::remove_file(spool.path(upload.id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
+        blocking(move || {
+            let path = spool.path(upload.id);
+            if read_record(&path).is_ok_and(|found| found.sha256 != upload.sha256) {
+                return Ok(());
             }
-            _ => Ok(()),
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
+                }
+                _ => Ok(()),
+            }
         })
         .await
     }

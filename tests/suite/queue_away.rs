@@ -201,6 +201,33 @@ async fn a_journaled_retry_of_an_upload_that_was_uploaded_and_removed_leaves_no_
 }
 
 #[tokio::test]
+async fn an_acknowledged_photo_is_not_removed_for_another_that_had_its_upload_id() {
+    let site = Site::start(&[]).await;
+    assert_eq!(site.post_json(json_upload("cam-1", Some("42"), &photo(1)).to_string()).await.status, 201);
+    let first = site.records().await.remove(0).upload;
+    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    site.queue.finish(&lease).await.unwrap();
+    site.spool.remove(first.clone()).await.unwrap(); // and then the keeper died, before its record said so
+    let mut other = (*first).clone();
+    (other.sha256, other.size_bytes) = (forebay::upload::Sha256::of(&photo(2)), photo(2).len() as u64);
+    let other = std::sync::Arc::new(other);
+    site.spool.store(other.clone(), photo(2)).await.unwrap();
+    site.spool.journal(other.clone()).await.unwrap();
+
+    let stop = tokio_util::sync::CancellationToken::new();
+    let keeper = forebay::keeper::Keeper::new(&site.config, site.spool.clone(), site.queue.clone());
+    let stopped = stop.clone();
+    let kept = tokio::spawn(async move { keeper.run(stopped).await });
+    eventually("the journal to be empty", async || site.spool.journaled(10).await.unwrap().is_empty().then_some(()))
+        .await;
+    stop.cancel();
+    kept.await.unwrap();
+    let digests: Vec<_> = site.records().await.iter().map(|r| r.upload.sha256).collect();
+    assert!(digests.contains(&first.sha256) && digests.contains(&other.sha256), "{digests:?}");
+    assert_eq!(site.files().await, (1, 0));
+}
+
+#[tokio::test]
 async fn two_acknowledged_photos_under_one_upload_id_are_both_kept() {
     let site = Site::start(&[]).await;
     let answer = site.post_json(json_upload("cam-1", Some("42"), &photo(1)).to_string()).await;
