@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use forebay::keeper::adopt;
 use serde_json::Value;
+use sqlx::{Connection, PgConnection};
 
+use crate::support::fleet::Fleet;
+use crate::support::postgres::Cluster;
 use crate::support::program::{Program, run, s3_settings};
 use crate::support::proxy::{Link, Proxy};
 use crate::support::site::{Answer, Site};
@@ -19,72 +22,86 @@ async fn database_behind_a_proxy() -> (String, Proxy) {
     (url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port)), proxy)
 }
 
-/// Photos sent while the link to Postgres is up, then `broken`, then up again: all acknowledged, all uploaded, none lost.
-async fn photos_are_acknowledged_while_the_link_is(broken: Link) {
+/// A `serve` whose queue is hurt.
+struct Appliance {
+    program: Program,
+    client: reqwest::Client,
+}
+
+impl Appliance {
+    fn has_said(&self, message: &str) -> usize {
+        self.program.log().iter().filter(|line| line["message"] == message).count()
+    }
+
+    fn times_away(&self) -> usize {
+        self.has_said("the queue is away; what is accepted waits in the spool's journal")
+    }
+
+    fn knows_its_queue_is_away(&self) -> bool {
+        self.times_away() > self.has_said("the queue is back")
+    }
+
+    async fn post(&self, body: &str) -> Answer {
+        let request = self.client.post(&self.program.url).header("content-type", "application/json");
+        Answer::of(request.body(body.to_owned()).send().await.unwrap()).await
+    }
+
+    /// Waits until it knows that its queue is away, and sees that it does its work all the same.
+    async fn takes_photos_without_its_queue(&self) {
+        eventually("the queue to be known as away", async || self.knows_its_queue_is_away().then_some(())).await;
+        let ready = self.client.get(format!("{}/readyz", self.program.url));
+        let answer = Answer::of(ready.send().await.unwrap()).await;
+        assert_eq!((answer.status, answer.body["status"].as_str()), (200, Some("degraded")));
+        let upload_id = format!("away {}", self.times_away());
+        let body = json_upload("cam-away", Some(&upload_id), &photo(1)).to_string();
+        let began = Instant::now();
+        let first = self.post(&body).await;
+        assert_eq!(first.status, 201, "{first:?}");
+        assert!(began.elapsed() < Duration::from_secs(2), "once it is known to be away, nobody waits for the queue");
+        let again = self.post(&body).await;
+        assert_eq!((again.status, &again.body), (200, &first.body), "a retry meets the first in the spool");
+    }
+
+    async fn has_its_queue_back(&self) {
+        eventually("the queue to be back", async || (!self.knows_its_queue_is_away()).then_some(())).await;
+    }
+}
+
+/// Photos are sent for some seconds, in the midst of which the queue at `url` is hurt and made well again: all are acknowledged
+/// at once, all are uploaded, none is lost.
+async fn photos_are_acknowledged_while(url: String, seconds: u32, hurt: impl AsyncFnOnce(&Appliance)) {
     let folder = tempfile::tempdir().unwrap();
     let (_bucket, endpoint, name) = weed::bucket().await;
-    let (url, proxy) = database_behind_a_proxy().await;
     let mut settings = s3_settings(&endpoint, &name);
     settings.push(("FOREBAY_QUEUE_URL".into(), url));
     let data = folder.path().join("data");
     let program = Program::start("serve", &settings, &data).await;
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let ledger = folder.path().join("devices.ledger").display().to_string();
-    let fleet = [
-        "simulate",
-        "--url",
-        &program.url,
-        "--devices",
-        "20",
-        "--per-minute",
-        "60",
-        "--for",
-        "8s",
-        "--photo-bytes",
-        "5kB",
-        "--ledger",
-        &ledger,
-    ];
-    let simulated = run(&fleet, &[], folder.path());
-    let breaking = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        proxy.set(broken);
-        let ready = format!("{}/readyz", program.url);
-        eventually("the queue to be known as away", async || {
-            program
-                .log()
-                .into_iter()
-                .find(|line| line["message"].as_str().unwrap_or("").starts_with("the queue is away;"))
-        })
-        .await;
-        let answer = Answer::of(client.get(&ready).send().await.unwrap()).await;
-        assert_eq!((answer.status, answer.body["status"].as_str()), (200, Some("degraded")));
-        let began = Instant::now();
-        let body = json_upload("cam-away", Some("1"), &photo(1)).to_string();
-        let request = client.post(&program.url).header("content-type", "application/json");
-        let first = Answer::of(request.body(body.clone()).send().await.unwrap()).await;
-        assert_eq!(first.status, 201, "{first:?}");
-        assert!(began.elapsed() < Duration::from_secs(2), "once it is known to be away, nobody waits for the queue");
-        let request = client.post(&program.url).header("content-type", "application/json");
-        let again = Answer::of(request.body(body).send().await.unwrap()).await;
-        assert_eq!((again.status, &again.body), (200, &first.body), "a retry meets the first in the spool");
-        proxy.set(Link::Up);
+    let fleet = Fleet {
+        url: program.url.clone(),
+        devices: 20,
+        per_minute: 60,
+        seconds,
+        photo_bytes: 5_000,
+        ledger: folder.path().join("devices.ledger"),
     };
-    let (simulated, ()) = tokio::join!(simulated, breaking);
-    let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
-    assert!(simulated.status.success() && said.contains(" 0 tries repeated, 0 refused, 0 unanswered"), "{said}");
+    let appliance = Appliance { program, client: reqwest::Client::builder().no_proxy().build().unwrap() };
+    let hurting = async {
+        eventually("photos to be acknowledged", async || (fleet.acknowledged() > 20).then_some(())).await;
+        hurt(&appliance).await;
+    };
+    let (said, ()) = tokio::join!(fleet.send(), hurting);
+    assert!(said.contains(" 0 tries repeated, 0 refused, 0 unanswered"), "{said}");
+    fleet.agrees_with(&appliance.program, &settings, &data).await;
+}
 
-    eventually("everything to be uploaded", async || {
-        let status = Answer::of(client.get(format!("{}/status", program.console)).send().await.unwrap()).await.body;
-        let journal = std::fs::read_dir(data.join("spool/journal")).unwrap().count();
-        let uploaded = status["books"]["uploaded"]["uploads"].as_u64() >= Some(160);
-        (journal == 0 && uploaded && status["backlog"]["uploads"] == 0).then_some(())
+async fn photos_are_acknowledged_while_the_link_is(broken: Link) {
+    let (url, proxy) = database_behind_a_proxy().await;
+    photos_are_acknowledged_while(url, 8, async |appliance| {
+        proxy.set(broken);
+        appliance.takes_photos_without_its_queue().await;
+        proxy.set(Link::Up);
     })
     .await;
-    settings.push(("FOREBAY_DATA_DIR".into(), data.display().to_string()));
-    let verified = run(&["verify", "--bytes", "--json", "--ledger", &ledger], &settings, folder.path()).await;
-    let report: Value = serde_json::from_slice(&verified.stdout).unwrap();
-    assert!(verified.status.success() && report["lost"] == 0, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,6 +112,76 @@ async fn photos_are_acknowledged_while_the_link_to_postgres_is_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn photos_are_acknowledged_while_the_link_to_postgres_is_silent() {
     photos_are_acknowledged_while_the_link_is(Link::Silent).await;
+}
+
+/// A cluster that a test may hurt, and the URL of a database in it.
+async fn cluster(connections: u32) -> (Cluster, String) {
+    let made = tokio::task::spawn_blocking(move || {
+        let cluster = Cluster::start(connections);
+        let url = cluster.database();
+        (cluster, url)
+    });
+    made.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_postgres_is_killed_twice() {
+    let (cluster, url) = cluster(50).await;
+    photos_are_acknowledged_while(url, 12, async |appliance| {
+        for _ in 0..2 {
+            cluster.kill();
+            appliance.takes_photos_without_its_queue().await;
+            cluster.start_again();
+            appliance.has_its_queue_back().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_postgres_is_restarted() {
+    let (cluster, url) = cluster(50).await;
+    photos_are_acknowledged_while(url, 8, async |appliance| {
+        // once so quickly that it need not be noticed, and once not
+        cluster.stop();
+        cluster.start_again();
+        appliance.has_its_queue_back().await;
+        cluster.stop();
+        appliance.takes_photos_without_its_queue().await;
+        cluster.start_again();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_postgres_is_read_only() {
+    let (cluster, url) = cluster(50).await;
+    photos_are_acknowledged_while(url, 8, async |appliance| {
+        cluster.psql("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+        cluster.psql("SELECT pg_reload_conf()").unwrap();
+        appliance.takes_photos_without_its_queue().await;
+        cluster.psql("ALTER SYSTEM RESET default_transaction_read_only").unwrap();
+        cluster.psql("SELECT pg_reload_conf()").unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_are_acknowledged_while_postgres_has_no_connection_to_spare() {
+    const CONNECTIONS: usize = 20;
+    let (_cluster, url) = cluster(CONNECTIONS as u32).await;
+    photos_are_acknowledged_while(url.clone(), 8, async |appliance| {
+        let mut taken = vec![PgConnection::connect(&url).await.unwrap()];
+        while taken.len() < CONNECTIONS {
+            let theirs = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'forebay'";
+            sqlx::query(theirs).execute(&mut taken[0]).await.unwrap();
+            while let Ok(another) = PgConnection::connect(&url).await {
+                taken.push(another);
+            }
+        }
+        appliance.takes_photos_without_its_queue().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
