@@ -15,6 +15,8 @@ mod killed;
 mod program;
 mod queue;
 mod queue_away;
+mod replicas;
 mod s3_faults;
 mod spool;
+mod stopping;
 mod through_nginx;

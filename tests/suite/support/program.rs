@@ -96,6 +96,10 @@ impl Program {
         self.url.trim_start_matches("http://").to_owned()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().unwrap()
@@ -103,8 +107,7 @@ impl Program {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        super::process::signal(self.pid(), signal);
     }
 
     /// Ends it outright, without a word to it.
@@ -113,10 +116,15 @@ impl Program {
         let _ = self.process.wait();
     }
 
-    /// Sends SIGTERM and waits for its end; true when it exited with 0.
-    pub async fn terminate(mut self) -> bool {
-        self.signal(Signal::TERM);
+    /// Waits for its end; true when it exited with 0.
+    pub async fn ends_well(mut self) -> bool {
         eventually("the program to stop", async || self.process.try_wait().unwrap()).await.success()
+    }
+
+    /// Sends SIGTERM and waits for its end; true when it exited with 0.
+    pub async fn terminate(self) -> bool {
+        self.signal(Signal::TERM);
+        self.ends_well().await
     }
 }
 
