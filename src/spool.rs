@@ -4,6 +4,7 @@
 //! <data dir>/spool/incoming/<random>.part   a photo being written; worth nothing until it is renamed
 //! <data dir>/spool/<xx>/<id>                a photo, durable; xx is the id's last byte in hex
 //! <data dir>/spool/journal/<id>             an empty mark: this photo was acknowledged while the queue was away
+//! <data dir>/spool/ballast                  room that is given up when the disk is full, see `ballast.rs`
 //! ```
 //!
 //! A photo file is the photo's bytes as they were sent, then its record as JSON, then a footer of 16 bytes: the record's
@@ -15,6 +16,8 @@
 //! there, is never overwritten; a photo is checked against its digest before it is handed out for upload.
 //! Never: a second fsync of a file whose first one failed. The kernel may have marked its lost pages clean, so the disk is
 //! reported faulty and nothing more is accepted.
+
+mod ballast;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -31,6 +34,9 @@ use crate::error::{Error, Result};
 use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
+use self::ballast::Ballast;
+pub use self::ballast::Tended;
+
 const MAGIC: &[u8; 8] = b"FOREBAY1";
 const FOOTER_BYTES: usize = 16;
 /// A record is a few hundred bytes; metadata and names are limited, so this is beyond any that was written here.
@@ -45,6 +51,7 @@ pub struct Spool {
 struct Inner {
     root: PathBuf,
     limits: SpoolLimits,
+    ballast: Ballast,
     /// The 256 photo folders, held open to be synced.
     folders: Vec<File>,
     /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
@@ -68,7 +75,7 @@ pub struct Space {
     pub total_bytes: u64,
     /// What an unprivileged process may still write.
     pub free_bytes: u64,
-    /// Free bytes below which photos are refused.
+    /// Free bytes below which photos are refused: the reserve as it was set, and the ballast while it is given up.
     pub reserve_bytes: u64,
     pub total_inodes: u64,
     pub free_inodes: u64,
@@ -103,8 +110,11 @@ impl Spool {
         {
             File::open(folder).and_then(|f| f.sync_all()).map_err(failed)?;
         }
-        let inner = Inner { root, limits, folders, held_bytes: AtomicU64::new(0), fault: OnceLock::new() };
-        Ok(Spool { inner: Arc::new(inner) })
+        let ballast = Ballast { path: root.join("ballast") };
+        let inner = Inner { root, limits, ballast, folders, held_bytes: AtomicU64::new(0), fault: OnceLock::new() };
+        let spool = Spool { inner: Arc::new(inner) };
+        spool.tend_ballast()?;
+        Ok(spool)
     }
 
     /// Makes `photo` and its record durable under the upload's id.
@@ -203,7 +213,7 @@ impl Spool {
         Ok(Space {
             total_bytes,
             free_bytes: stat.f_bavail * stat.f_frsize,
-            reserve_bytes: self.inner.limits.reserve.of(total_bytes),
+            reserve_bytes: self.inner.limits.reserve.of(total_bytes) + self.inner.ballast.missing_bytes(total_bytes),
             total_inodes: stat.f_files,
             free_inodes: stat.f_favail,
             reserve_inodes: match self.inner.limits.reserve {
@@ -211,6 +221,16 @@ impl Spool {
                 crate::units::Reserve::Bytes(_) => 0,
             },
         })
+    }
+
+    /// Gives the ballast up when the disk is as good as full, so that an embedded queue can say that photos may leave, and
+    /// holds it again when there is room to spare. Blocks.
+    pub fn tend_ballast(&self) -> Result<Tended> {
+        let space = self.space()?;
+        self.inner
+            .ballast
+            .tend(space.total_bytes, space.free_bytes)
+            .map_err(|e| Error::unavailable("cannot tend the spool's ballast", e))
     }
 
     /// Bytes that may still be accepted, by the disk's room and the spool's own limit.

@@ -150,6 +150,9 @@ impl Drain {
             }
             if underway.moving() == 0 && !underway.is_empty() {
                 environment.hangs();
+                if idle {
+                    underway.cut_for_a_probe();
+                }
             }
             self.show(&environment, underway.is_empty());
 

@@ -18,6 +18,9 @@ use crate::queue::Lease;
 
 /// When the other side has not moved for this long, an upload stands still.
 const STILL: Duration = Duration::from_secs(4);
+/// With nothing else that could probe, a first attempt that stands still for this long is begun anew; each further attempt
+/// of the upload is given twice as long, so that a store that is merely slow gets its time.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// All that one drain has on their way.
 #[derive(Default)]
@@ -28,6 +31,7 @@ pub struct Underway {
 
 struct OnItsWay {
     began: Instant,
+    attempt: i32,
     turn: Turn,
     cut: CancellationToken,
 }
@@ -67,7 +71,7 @@ impl Underway {
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), CancellationToken::new());
-        let on_its_way = OnItsWay { began, turn: turn.clone(), cut: cut.clone() };
+        let on_its_way = OnItsWay { began, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone() };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut).await });
         self.uploads.insert(task.id(), on_its_way);
@@ -92,6 +96,18 @@ impl Underway {
         let dead =
             self.uploads.values().filter(|upload| upload.still_since().is_some_and(|since| since < passed_began));
         dead.for_each(|upload| upload.cut.cancel());
+    }
+
+    /// Cuts one that has stood still for longer than it is given, so that its next attempt is a probe.
+    pub fn cut_for_a_probe(&self) {
+        let given = |attempt: i32| PATIENCE.saturating_mul(1 << (attempt - 1).clamp(0, 10));
+        let dead = self
+            .uploads
+            .values()
+            .find(|upload| upload.still_since().is_some_and(|since| since.elapsed() >= given(upload.attempt)));
+        if let Some(upload) = dead {
+            upload.cut.cancel();
+        }
     }
 
     /// Cuts all and waits until they have given their leases back.

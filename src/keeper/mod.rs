@@ -17,7 +17,7 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::{Outage, Over};
 use crate::queue::Queue;
-use crate::spool::Spool;
+use crate::spool::{Spool, Tended};
 use crate::upload::UploadId;
 
 /// Photos removed in one go.
@@ -60,6 +60,7 @@ impl Keeper {
             every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
             every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
             every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
+            every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
             every(seconds(3600), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
@@ -122,6 +123,20 @@ impl Keeper {
             tracing::warn!(adopted, damaged, "photos were on disk that the queue did not know");
         }
         *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = until;
+        Ok(())
+    }
+
+    async fn tend_ballast(&self) -> Result<()> {
+        let spool = self.spool.clone();
+        match tokio::task::spawn_blocking(move || spool.tend_ballast()).await.unwrap_or(Ok(Tended::Left))? {
+            Tended::Left => {}
+            Tended::GivenUp => {
+                tracing::warn!(
+                    "the disk is full to the last megabytes; the ballast is given up so that the drain can go on"
+                )
+            }
+            Tended::HeldAgain => tracing::info!("the disk has room again; the ballast is held again"),
+        }
         Ok(())
     }
 

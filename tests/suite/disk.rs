@@ -145,10 +145,16 @@ async fn nothing_acknowledged_is_lost_when_the_power_goes_under_ingest_on_postgr
     );
 }
 
+/// What is set aside but never written would lie where the disk is to have its last room.
+fn give_up_ballast(data: &Path) {
+    std::fs::remove_file(data.join("spool/ballast")).unwrap();
+}
+
 #[tokio::test]
 async fn a_disk_that_failed_a_sync_is_given_nothing_more_and_what_was_stored_before_is_there() {
     let disk = Disk::ext4(EXT4_BYTES);
     let spool = open(disk.folder());
+    give_up_ballast(disk.folder());
     disk.ends_after(500_000);
     let mut stored = 0;
     let failed = loop {
@@ -182,6 +188,7 @@ async fn devices_of_a_disk_that_failed_a_sync_are_sent_away_and_readiness_says_w
     let data = disk.folder().join("data");
     let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
     let program = Program::start("ingest", &[("FOREBAY_QUEUE_URL".into(), url)], &data).await;
+    give_up_ballast(&data);
     disk.ends_after(500_000);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = async |number: usize| {
@@ -246,8 +253,8 @@ async fn a_photo_that_finds_no_room_leaves_nothing_behind_and_the_disk_is_truste
 /// Takes all of the disk but `left` bytes.
 fn fill(disk: &Disk, left: u64) {
     let free = rustix::fs::statvfs(disk.folder()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
-    let ballast = File::create(disk.folder().join("ballast")).unwrap();
-    rustix::fs::fallocate(ballast, FallocateFlags::empty(), 0, free - left).unwrap();
+    let filler = File::create(disk.folder().join("another program's")).unwrap();
+    rustix::fs::fallocate(filler, FallocateFlags::empty(), 0, free - left).unwrap();
 }
 
 /// A site whose spool is on `disk`, and its queue too, unless it has one elsewhere.
@@ -315,6 +322,15 @@ async fn a_disk_that_is_full_to_the_last_byte_takes_photos_again_when_it_is_drai
     let disk = Disk::ext4(EXT4_BYTES);
     let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
     let site = site_on(&disk, "0%", &url).await;
+    fill(&disk, 1_000_000);
+    let why = ["the disk is full", "are free on the disk"];
+    a_full_disk_takes_photos_again_when_it_is_drained(&site, &why).await;
+}
+
+#[tokio::test]
+async fn a_disk_with_the_queue_on_it_that_is_full_to_the_last_byte_takes_photos_again_when_it_is_drained() {
+    let disk = Disk::ext4(EXT4_BYTES);
+    let site = site_on(&disk, "0%", "sqlite").await;
     fill(&disk, 1_000_000);
     let why = ["the disk is full", "are free on the disk"];
     a_full_disk_takes_photos_again_when_it_is_drained(&site, &why).await;

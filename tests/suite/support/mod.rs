@@ -24,7 +24,7 @@ use forebay::units::{ByteSize, Reserve, UnixMs};
 use forebay::upload::{ImageType, Priority, Sha256, Upload, UploadId};
 
 /// The longest any condition is waited for. A test that needs it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
