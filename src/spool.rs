@@ -131,8 +131,8 @@ impl Spool {
         part.file.write_all(photo).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
         part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
-        crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.sync_error(upload, e))?;
-        part.file.sync_data().map_err(|e| self.sync_error(upload, e))?;
+        crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.file_sync_error(upload, e))?;
+        part.file.sync_data().map_err(|e| self.file_sync_error(upload, e))?;
         let path = self.path(upload.id);
         crash_points::pass_blocking(Point::SpoolRename).map_err(|e| failed("rename", e))?;
         match rename_without_overwriting(&part.path, &path) {
@@ -163,11 +163,16 @@ impl Spool {
         }
     }
 
-    /// A failed sync is the disk's last word in this process.
-    fn sync_error(&self, upload: &Upload, error: io::Error) -> Error {
-        if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
-            return Error::Full("the disk is full".to_owned()); // delayed allocation: this file is given up, the disk is sound
+    /// A failed sync is the disk's last word in this process, but for a photo's file that found no room: that file is given
+    /// up, and the disk is sound. A folder's sync may not fail for that, as the folder cannot be given up.
+    fn file_sync_error(&self, upload: &Upload, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full("the disk is full".to_owned()),
+            _ => self.sync_error(upload, error),
         }
+    }
+
+    fn sync_error(&self, upload: &Upload, error: io::Error) -> Error {
         let reason =
             format!("the disk failed to sync the photo of upload {}: {error}; check the disk, then restart", upload.id);
         if self.inner.fault.set(reason.clone()).is_ok() {

@@ -32,11 +32,13 @@ impl Admission {
 
     /// Lets a request in whose photo may have about `declared_bytes`.
     pub fn admit(&self, declared_bytes: u64) -> Result<Room, Problem> {
-        self.spool.admit(declared_bytes).map_err(|error| match error {
+        let in_flight_bytes = self.in_flight_bytes.load(Ordering::Relaxed);
+        // what is in memory is not on the disk yet, and will be
+        self.spool.admit(in_flight_bytes + declared_bytes).map_err(|error| match error {
             Error::Full(why) => Problem::new(Kind::SpoolFull, why),
             other => Problem::new(Kind::Unavailable, other.to_string()),
         })?;
-        if self.in_flight_bytes.load(Ordering::Relaxed) + declared_bytes > IN_FLIGHT_BYTES_MAX {
+        if in_flight_bytes + declared_bytes > IN_FLIGHT_BYTES_MAX {
             return Err(busy());
         }
         Ok(Room { in_flight_bytes: self.in_flight_bytes.clone(), bytes: 0 })

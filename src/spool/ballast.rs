@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// What an embedded queue needs until the first photos have left.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// No more than this part of a small disk.
-const PART_MAX: u64 = 32;
+const PART_MAX: u64 = 8;
 
 pub(super) struct Ballast {
     pub(super) path: PathBuf,

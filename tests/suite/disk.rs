@@ -154,7 +154,7 @@ fn give_up_ballast(data: &Path) {
 async fn a_disk_that_failed_a_sync_is_given_nothing_more_and_what_was_stored_before_is_there() {
     let disk = Disk::ext4(EXT4_BYTES);
     let spool = open(disk.folder());
-    give_up_ballast(disk.folder());
+    give_up_ballast(&disk.folder().join("data"));
     disk.ends_after(500_000);
     let mut stored = 0;
     let failed = loop {
