@@ -91,7 +91,10 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         crash_points::pass(Point::JournalRename).await.map_err(cut_short)?;
         spool.store(renamed.clone(), photo.into()).await?;
         crash_points::pass(Point::JournalRenamed).await.map_err(cut_short)?;
-        queue.accept(renamed).await?;
+        if queue.accept(renamed.clone()).await?.record.removed_at.is_some() {
+            // this was begun before, and it was uploaded and removed since
+            spool.remove(renamed).await?;
+        }
         crash_points::pass(Point::JournalRenamedTold).await.map_err(cut_short)?;
         spool.remove(upload.clone()).await?;
     } else if record.removed_at.is_some() {

@@ -336,4 +336,13 @@ async fn two_acknowledged_photos_under_one_upload_id_are_both_kept() {
     let digests: Vec<_> = site.records().await.iter().map(|r| r.upload.sha256).collect();
     assert!(digests.contains(&first.sha256) && digests.contains(&other.sha256), "{digests:?}");
     assert_eq!(site.files().await, (1, 0));
+    // the same crash, and what was renamed was uploaded and removed before the journal was looked at again
+    let leases = site.queue.claim("drain", 2, Duration::from_secs(60)).await.unwrap();
+    let renamed = leases.iter().find(|lease| lease.upload.sha256 == other.sha256).unwrap();
+    site.queue.finish(renamed).await.unwrap();
+    site.spool.remove(renamed.upload.clone()).await.unwrap();
+    site.queue.removed(&[renamed.upload.id]).await.unwrap();
+    site.spool.store(other.clone(), photo(2)).await.unwrap();
+    forebay::keeper::take_in(&site.spool, &site.queue, other).await.unwrap();
+    assert_eq!((site.records().await.len(), site.files().await), (2, (0, 0)));
 }
