@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::agreement::rebuild;
 use crate::support::fleet::Fleet;
 use crate::support::program::{Program, s3_settings};
-use crate::support::{lasting_port, postgres, weed};
+use crate::support::{free_port, postgres, weed};
 
 /// Kills `serve` six times while devices send, then holds their ledger against everything.
 async fn nothing_acknowledged_is_lost_by_kills(queue: Option<String>) {
@@ -14,7 +14,7 @@ async fn nothing_acknowledged_is_lost_by_kills(queue: Option<String>) {
     let (_bucket, endpoint, name) = weed::bucket().await;
     let mut settings = s3_settings(&endpoint, &name);
     settings.extend(queue.map(|url| ("FOREBAY_QUEUE_URL".to_owned(), url)));
-    let address = format!("127.0.0.1:{}", lasting_port());
+    let address = format!("127.0.0.1:{}", free_port());
     settings.push(("FOREBAY_LISTEN".into(), address.clone()));
     let data = folder.path().join("data");
     let fleet = Fleet {

@@ -33,6 +33,16 @@ pub async fn backlog_gone(program: &Program, data: &Path) {
     .await;
 }
 
+/// Waits until the disk holds no photo any more, as it should when all are uploaded and none is retained.
+pub async fn disk_empty(data: &Path) {
+    eventually("every photo to leave the disk", async || {
+        let folders = (0..=255u8).map(|shard| data.join(format!("spool/{shard:02x}")));
+        let photos: usize = folders.map(|folder| std::fs::read_dir(folder).unwrap().count()).sum();
+        (photos == 0).then_some(())
+    })
+    .await;
+}
+
 /// Holds everything against everything, every byte of it; gives the report, in which nothing disagrees.
 pub async fn everything_agrees(settings: &[(String, String)], data: &Path, ledger: &str) -> Value {
     let report = verify(settings, data, ledger).await;

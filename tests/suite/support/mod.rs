@@ -26,17 +26,14 @@ use forebay::upload::{ImageType, Priority, Sha256, Upload, UploadId};
 /// The longest any condition is waited for. A test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A port that was free a moment ago.
+/// A port that is free, and still is when a server has come up or a program that was killed comes back: the kernel gives none
+/// of these to connections, nor to whoever asks for any.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A port that is still free when a program that was killed comes back to it: the kernel gives none of these to whoever
-/// asks for any.
-pub fn lasting_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    // another run of the tests begins elsewhere
+    let first = (std::process::id() as u16).wrapping_mul(251);
     loop {
-        let port = 12_000 + (std::process::id() as u16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
+        let port = 12_000 + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 18_000;
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
