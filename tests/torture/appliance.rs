@@ -13,7 +13,7 @@ use crate::support::faulty_s3::{Fault, FaultyS3, Mood};
 use crate::support::nginx::Nginx;
 use crate::support::postgres::Cluster;
 use crate::support::program::{Program, s3_settings};
-use crate::support::{eventually, lasting_port, weed};
+use crate::support::{eventually, free_port, weed};
 use crate::{Plan, What};
 
 const INGESTS: usize = 3;
@@ -80,7 +80,7 @@ impl Appliance {
         let mut ingests = Vec::new();
         for _ in 0..INGESTS {
             let mut settings = settings.clone();
-            settings.push(("FOREBAY_LISTEN".into(), format!("127.0.0.1:{}", lasting_port())));
+            settings.push(("FOREBAY_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
             ingests.push((Program::start("ingest", &settings, &data).await, settings));
         }
         let mut drains = Vec::new();
@@ -88,7 +88,7 @@ impl Appliance {
             drains.push(Program::start("drain", &settings, &data).await);
         }
         let replicas: Vec<String> = ingests.iter().map(|(ingest, _)| ingest.address()).collect();
-        let nginx = Nginx::start_at(lasting_port(), &replicas).await;
+        let nginx = Nginx::start(&replicas).await;
         Appliance { data, settings, cluster, ingests, drains, nginx }
     }
 

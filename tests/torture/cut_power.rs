@@ -7,7 +7,7 @@ use crate::findings::Findings;
 use crate::support::agreement::{backlog_gone, rebuild};
 use crate::support::disk::Disk;
 use crate::support::program::{Program, s3_settings};
-use crate::support::{lasting_port, postgres, weed};
+use crate::support::{free_port, postgres, weed};
 
 const DISK_BYTES: u64 = 600_000_000;
 
@@ -27,7 +27,7 @@ async fn on(disk: Disk, plan: &Plan) -> bool {
     let mut settings = s3_settings(&endpoint, &name);
     // the queue is elsewhere: its own syncs would make the spool's durable, too
     settings.push(("FOREBAY_QUEUE_URL".into(), tokio::task::spawn_blocking(postgres::database).await.unwrap()));
-    settings.push(("FOREBAY_LISTEN".into(), format!("127.0.0.1:{}", lasting_port())));
+    settings.push(("FOREBAY_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
     settings.push(("FOREBAY_UPLINK_RATE".into(), "1Gbit/s".into()));
     let data = disk.folder().join("data");
     let mut program = Program::start("serve", &settings, &data).await;

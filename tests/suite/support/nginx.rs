@@ -19,11 +19,7 @@ pub struct Nginx {
 impl Nginx {
     /// In front of `replicas`, given as host:port.
     pub async fn start(replicas: &[String]) -> Nginx {
-        Nginx::start_at(free_port(), replicas).await
-    }
-
-    /// At a port that is given.
-    pub async fn start_at(port: u16, replicas: &[String]) -> Nginx {
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let servers: String = replicas.iter().map(|replica| format!("server {replica} max_fails=0; ")).collect();
