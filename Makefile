@@ -1,6 +1,6 @@
 # What a newcomer needs: `make test`. Everything else is listed by `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parts load
+.PHONY: help demo test lint parts load torture
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -18,6 +18,9 @@ lint: ## format and lints, as CI has them
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked -- -D warnings # what is shipped: without the crash points
+
+torture: parts ## kill, starve and mislead the whole appliance FOR=10m, then count; WHAT=everything|postgres|s3|power
+	cargo test --locked --release --test torture
 
 load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): the stack, or a single serve
 	loadtest/run

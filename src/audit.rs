@@ -200,6 +200,17 @@ async fn check_spool(
                 report
                     .disagree(format!("upload {id} of {} has other bytes on disk than in the queue", upload.device_id));
             }
+            // removed in this very moment, or sent again and not yet dropped
+            Some(record) if record.removed_at.is_some() => {
+                let now = again(subjects.queue, *id).await?;
+                let still = subjects.spool.stream(record.upload.clone()).await.is_ok();
+                if still && now.is_some_and(|now| now.removed_at.is_some()) {
+                    report.disagree(format!(
+                        "upload {id} of {} is on disk, but its record says that it was removed",
+                        upload.device_id
+                    ));
+                }
+            }
             Some(_) => {}
         }
     }

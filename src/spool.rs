@@ -3,6 +3,7 @@
 //! ```text
 //! <data dir>/spool/incoming/<random>.part   a photo being written; worth nothing until it is renamed
 //! <data dir>/spool/<xx>/<id>                a photo, durable; xx is the id's last byte in hex
+//! <data dir>/spool/damaged/<id>.<random>    what was damaged on disk and replaced when its device sent it again
 //! <data dir>/spool/journal/<id>             an empty mark: this photo was acknowledged while the queue was away
 //! <data dir>/spool/ballast                  room that is given up when the disk is full, see `ballast.rs`
 //! ```
@@ -98,6 +99,7 @@ impl Spool {
         };
         fs::create_dir_all(root.join("incoming")).map_err(failed)?;
         fs::create_dir_all(root.join("journal")).map_err(failed)?;
+        fs::create_dir_all(root.join("damaged")).map_err(failed)?;
         let mut folders = Vec::with_capacity(256);
         for shard in 0..=255u8 {
             let path = root.join(format!("{shard:02x}"));
@@ -135,20 +137,34 @@ impl Spool {
         part.file.sync_data().map_err(|e| self.file_sync_error(upload, e))?;
         let path = self.path(upload.id);
         crash_points::pass_blocking(Point::SpoolRename).map_err(|e| failed("rename", e))?;
-        match rename_without_overwriting(&part.path, &path) {
-            Ok(()) => part.keep(),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let held = read_record(&path)?;
-                // its bytes were synced before it had this name; its name may not be durable yet
-                self.sync_folder(upload)?;
-                return Ok(Stored::Held(Box::new(held)));
+        let mut renamed = rename_without_overwriting(&part.path, &path);
+        if matches!(&renamed, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
+            match read_checked(&path) {
+                Ok(held) => {
+                    // its bytes were synced before it had this name; its name may not be durable yet
+                    self.sync_folder(upload)?;
+                    return Ok(Stored::Held(Box::new(held)));
+                }
+                Err(Error::Damaged(why)) => {
+                    tracing::error!(upload = %upload.id, why, "a photo was damaged on disk; what its device sent again takes its place");
+                    self.set_aside(upload, &path).map_err(|e| failed("replace", e))?;
+                    renamed = rename_without_overwriting(&part.path, &path);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(failed("rename", error)),
         }
+        renamed.map_err(|e| failed("rename", e))?;
+        part.keep();
         self.sync_folder(upload)?;
         self.inner.held_bytes.fetch_add(upload.size_bytes, Ordering::Relaxed);
         crash_points::pass_blocking(Point::SpoolStored).map_err(|e| failed("keep", e))?;
         Ok(Stored::New)
+    }
+
+    /// Takes a damaged file out of the way; people may still want to look at it.
+    fn set_aside(&self, upload: &Upload, path: &Path) -> io::Result<()> {
+        let name = format!("{}.{:08x}", upload.id, rand::random::<u32>());
+        fs::rename(path, self.inner.root.join("damaged").join(name))
     }
 
     fn sync_folder(&self, upload: &Upload) -> Result<()> {
@@ -509,4 +525,17 @@ fn read_record(path: &Path) -> Result<Upload> {
         return Err(damaged("it does not have the size that its record gives"));
     }
     Ok(upload)
+}
+
+/// The record at the end of a photo file whose bytes are those of its digest.
+fn read_checked(path: &Path) -> Result<Upload> {
+    let record = read_record(path)?;
+    let failed = |error: io::Error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
+    let mut photo = fs::read(path).map_err(failed)?;
+    photo.truncate(usize::try_from(record.size_bytes).unwrap_or(usize::MAX));
+    let sha256 = Sha256::of(&photo);
+    if sha256 != record.sha256 {
+        return Err(Error::Damaged(format!("its bytes on disk have the digest {sha256}, not {}", record.sha256)));
+    }
+    Ok(record)
 }

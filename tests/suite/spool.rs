@@ -70,6 +70,28 @@ async fn of_one_photo_stored_fifty_times_at_once_one_is_new() {
     only_file(&spool);
 }
 
+/// A photo damaged at `place` is replaced when its device sends it again.
+async fn a_photo_damaged_at_is_replaced(place: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap();
+    flip_byte(&only_file(&spool), place);
+    assert_eq!(spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap(), Stored::New);
+    assert_eq!(spool.read(upload_of(&photo, "1")).await.unwrap(), photo);
+    assert_eq!(std::fs::read_dir(folder.path().join("spool/damaged")).unwrap().count(), 1, "for people to look at");
+    assert_eq!(spool.incoming_count().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_photo_that_was_damaged_on_disk_is_replaced_when_it_is_sent_again() {
+    a_photo_damaged_at_is_replaced(5_000).await;
+}
+
+#[tokio::test]
+async fn a_photo_whose_record_was_damaged_on_disk_is_replaced_when_it_is_sent_again() {
+    a_photo_damaged_at_is_replaced(photo(1).len() + 20).await;
+}
+
 #[tokio::test]
 async fn a_byte_that_changed_on_disk_is_found() {
     let folder = tempfile::tempdir().unwrap();
