@@ -1,9 +1,9 @@
 # What a newcomer needs: `make test`. Everything else is listed by `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parts load torture
+.PHONY: help demo test lint parts load torture planted-bugs
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: ## the whole thing on this machine for a minute
 	cargo run --release -- demo
@@ -21,6 +21,9 @@ lint: ## format and lints, as CI has them
 
 torture: parts ## kill, starve and mislead the whole appliance FOR=10m, then count; WHAT=everything|postgres|s3|power
 	cargo test --locked --release --test torture
+
+planted-bugs: parts ## plant ten bugs, one at a time, and print which test catches each (needs root)
+	tests/planted-bugs/run
 
 load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): the stack, or a single serve
 	loadtest/run

@@ -161,6 +161,45 @@ fn the_readme_names_every_command() {
     }
 }
 
+/// As text, each with its name.
+fn planted_bugs() -> Vec<(String, String)> {
+    let patches = files_below(&root().join("tests/planted-bugs"), "patch");
+    let named =
+        |path: PathBuf| (path.file_stem().unwrap().display().to_string(), std::fs::read_to_string(path).unwrap());
+    patches.into_iter().map(named).collect()
+}
+
+#[test]
+fn every_planted_bug_can_still_be_planted() {
+    assert_eq!(planted_bugs().len(), 10);
+    for (bug, _) in planted_bugs() {
+        let checked = std::process::Command::new("git")
+            .args(["apply", "--check", &format!("tests/planted-bugs/{bug}.patch")])
+            .current_dir(root())
+            // within another repository the paths would be taken from that one's root
+            .env("GIT_CEILING_DIRECTORIES", root().parent().unwrap())
+            .output()
+            .expect("git is not installed");
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "tests/planted-bugs/{bug}.patch is to be made anew: {said}");
+    }
+}
+
+#[test]
+fn every_planted_bug_says_what_it_is_and_names_tests_that_there_are() {
+    for (bug, text) in planted_bugs() {
+        let mut lines = text.lines();
+        assert!(lines.next().unwrap().ends_with('.'), "{bug} says what it is in its first line");
+        let expected = lines.next().and_then(|line| line.strip_prefix("Expected: "));
+        for test in expected.unwrap_or_else(|| panic!("{bug} names no test that catches it")).split(' ') {
+            let (module, name) = test.split_once("::").unwrap();
+            let code = std::fs::read_to_string(root().join(format!("tests/suite/{module}.rs"))).unwrap();
+            let is_there = code.contains(&format!("fn {name}(")) || code.contains(&format!(" {name}: "));
+            assert!(is_there, "{bug} is to be caught by {test}, which is not there");
+        }
+    }
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     let mut broken = Vec::new();

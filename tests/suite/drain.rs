@@ -188,7 +188,9 @@ async fn a_store_that_says_success_but_confirms_nothing_is_not_believed() {
     let _pouring = pour(&site, &bucket, FAST);
     eventually("a few attempts", async || site.queue.get(record.upload.id).await.unwrap().filter(|r| r.attempt > 2))
         .await;
-    assert_ne!(site.queue.get(record.upload.id).await.unwrap().unwrap().state, State::Uploaded);
+    let record = site.queue.get(record.upload.id).await.unwrap().unwrap();
+    assert_ne!(record.state, State::Uploaded);
+    assert_eq!(site.spool.read(record.upload).await.unwrap(), photo(1), "what nobody confirmed is on disk still");
 }
 
 #[tokio::test]

@@ -340,22 +340,28 @@ async fn a_digest_that_does_not_match_is_refused() {
 
 #[tokio::test]
 async fn a_device_that_hangs_up_in_the_middle_leaves_nothing_behind() {
-    let site = Site::start(&[]).await;
-    let body = json_upload("cam-1", None, &photo(1)).to_string();
-    let head = format!(
-        "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    let near_the_ends = (0..60).chain(body.len() - 60..body.len());
-    for end in near_the_ends.chain((60..body.len() - 60).step_by(199)) {
-        let mut stream = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&body.as_bytes()[..end]).await.unwrap();
-        drop(stream);
+    let photo = photo(1);
+    let json = json_upload("cam-1", None, &photo).to_string().into_bytes();
+    let form: [&[u8]; 3] = [b"--b\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\n", &photo, b"\r\n--b--"];
+    let bodies =
+        [("application/json", json), ("multipart/form-data; boundary=b", form.concat()), ("image/jpeg", photo.clone())];
+    for (content_type, body) in bodies {
+        let site = Site::start(&[]).await;
+        let length = body.len();
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nX-Device-Id: cam-1\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let near_the_ends = (0..60).chain(length - 60..length);
+        for end in near_the_ends.chain((60..length - 60).step_by(199)) {
+            let mut stream = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&body[..end]).await.unwrap();
+            drop(stream);
+        }
+        // once a later photo is answered, what came before it was seen
+        site.accept("cam-2", &self::photo(2)).await;
+        assert_eq!((site.records().await.len(), site.files().await), (1, (1, 0)), "{content_type}");
     }
-    // once a later photo is answered, what came before it was seen
-    site.accept("cam-2", &photo(2)).await;
-    assert_eq!((site.records().await.len(), site.files().await), (1, (1, 0)));
 }
 
 #[tokio::test]

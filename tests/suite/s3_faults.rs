@@ -55,6 +55,7 @@ async fn nobody_is_charged_while_every_request_meets(fault: Fault) {
     eventually("a few probes", async || (proxy.faults() >= 4).then_some(())).await;
     for record in site.records().await {
         assert_eq!((record.failures, record.state == State::Uploaded), (0, false), "{record:?}");
+        assert!(site.spool.read(record.upload).await.is_ok(), "what nobody confirmed is on disk still");
     }
 
     proxy.set(Mood::Sound);
