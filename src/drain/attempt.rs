@@ -28,11 +28,8 @@ const REQUEST_HEAD_BYTES: u64 = 900;
 const FAILURES_MAX: i32 = 5;
 /// The rest after the first failure; it doubles with each.
 pub const REST: Duration = Duration::from_secs(10);
-
-/// How long an upload rests that met a fault of the environment.
+/// The rest after a fault of the environment: longer than any pause, so that the next probe is another upload.
 const PROBE_REST: Duration = Duration::from_secs(5);
-/// After so many attempts an upload that fails while others pass is charged.
-const PATIENCE_ATTEMPTS: i32 = 10;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +134,7 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
 async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, Failed>) -> Outcome {
     match sent {
         Ok(already_there) => {
+            drain.suspects.forget(lease.upload.id);
             metrics().attempted(if already_there { "already_there" } else { "uploaded" });
             if !told(|| finish(drain, lease)).await {
                 tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
@@ -152,13 +150,11 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
         Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) => {
             charge(drain, lease, "refused", &why, Some(drain.rest)).await
         }
-        // others pass and this one never does: it is the upload after all
-        Err(Failed::Bucket(error)) if lease.attempt >= PATIENCE_ATTEMPTS && drain.is_healthy() => {
-            charge(drain, lease, "refused", &error.to_string(), Some(REST)).await
+        Err(Failed::Bucket(error)) if drain.is_sound() && drain.suspects.failed(lease.upload.id) => {
+            charge(drain, lease, "refused", &error.to_string(), Some(drain.rest)).await
         }
         Err(Failed::Spool(error) | Failed::Bucket(error)) => {
             metrics().attempted("environment");
-            // so that the next probe is another upload
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
             Outcome::Environment(error.to_string())
         }
@@ -188,7 +184,10 @@ async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, 
         Some(rest) => {
             tracing::warn!(why, failures = lease.failures + 1, rest_seconds = rest.as_secs(), "the upload failed")
         }
-        None => tracing::error!(why, "the upload is set aside as dead"),
+        None => {
+            drain.suspects.forget(lease.upload.id);
+            tracing::error!(why, "the upload is set aside as dead");
+        }
     }
     let _ = told(|| drain.queue.charge(lease, why, rest)).await;
     Outcome::Charged

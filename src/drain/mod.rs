@@ -8,6 +8,7 @@ mod attempt;
 mod environment;
 mod leader;
 mod paced_body;
+mod suspects;
 mod underway;
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::attempt::{LEASE, Outcome};
 use self::environment::Environment;
 use self::leader::Leadership;
+use self::suspects::Suspects;
 use self::underway::Underway;
 use crate::bucket::Bucket;
 use crate::crash_points::{self, Point};
@@ -51,6 +53,7 @@ pub struct Drain {
     pacer: Pacer,
     owner: String,
     rest: Duration,
+    suspects: Suspects,
     condition: watch::Sender<Condition>,
 }
 
@@ -64,6 +67,7 @@ impl Drain {
             pacer,
             owner,
             rest: attempt::REST,
+            suspects: Suspects::default(),
             condition: watch::Sender::new(Condition::Idle),
         }
     }
@@ -79,7 +83,7 @@ impl Drain {
     }
 
     /// The environment is not known to be at fault.
-    fn is_healthy(&self) -> bool {
+    fn is_sound(&self) -> bool {
         !matches!(*self.condition.borrow(), Condition::Paused { .. })
     }
 
