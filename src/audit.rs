@@ -233,6 +233,9 @@ async fn check_spool(
             ));
         } else if now.state == State::Dead {
             report.dead += 1;
+            if !there {
+                report.disagree(format!("upload {id} of {} is dead, and its photo is gone", now.upload.device_id));
+            }
         }
     }
     Ok(())
@@ -342,6 +345,9 @@ async fn check_ledger(
         };
         match record {
             Some(record) if record.upload.sha256 != ack.sha256 => lost("the queue has it with other bytes".to_owned()),
+            Some(record) if record.state == State::Dead && !on_disk.contains_key(&id) => {
+                lost(format!("it is dead ({}), and its photo is gone", record.reason.unwrap_or_default()));
+            }
             Some(_) => {} // where it must be was checked with the spool and the bucket
             None if on_disk.get(&id).is_some_and(|upload| upload.sha256 == ack.sha256) => {}
             None => {

@@ -14,6 +14,7 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
@@ -154,8 +155,10 @@ impl Bucket {
             Err(error) if status(&error) == Some(403) => return Ok(Held::NotSaid),
             Err(error) => return Err(classify(&format!("HEAD {}", object.key), error)),
         };
-        if head.checksum_sha256().is_none() && head.e_tag().is_none() {
-            // a captive portal says 200 to everything
+        let etag = head.e_tag().unwrap_or("").trim_matches('"').to_owned();
+        let is_md5 = etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if head.checksum_sha256().is_none() && head.request_id().is_none() && !is_md5 {
+            // a captive portal says 200 to everything, and many give an ETag of their own
             return Err(Error::Unavailable(format!("HEAD {}: what answered is no object store", object.key)));
         }
         if head.content_length() != Some(object.photo.len() as i64) {
@@ -170,8 +173,7 @@ impl Bucket {
             return confirm_digest(object, digest).map(|()| Held::Yes);
         }
         // without encryption or multipart an ETag is the MD5, which stores without checksums still give
-        let etag = head.e_tag().unwrap_or("").trim_matches('"').to_owned();
-        if etag.len() != 32 {
+        if !is_md5 {
             return Err(Error::Unavailable(format!(
                 "the store confirms neither a SHA-256 nor an MD5 of {}, so that no photo can be called uploaded",
                 object.key

@@ -32,16 +32,19 @@ use bytes::Bytes;
 use crate::config::SpoolLimits;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
+use crate::outage::Outage;
 use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
-use self::ballast::Ballast;
-pub use self::ballast::Tended;
+use self::ballast::{Ballast, Tended};
 
 const MAGIC: &[u8; 8] = b"FOREBAY1";
 const FOOTER_BYTES: usize = 16;
 /// A record is a few hundred bytes; metadata and names are limited, so this is beyond any that was written here.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
+
+/// What a photo on its way in takes, to tell whether there is room for any.
+const PHOTO_BYTES_USUAL: u64 = 256 * 1024;
 
 /// The photos of one site. Cheap to clone; any number of processes may share one on a shared volume.
 #[derive(Clone)]
@@ -57,6 +60,8 @@ struct Inner {
     folders: Vec<File>,
     /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
     held_bytes: AtomicU64,
+    /// Journaled photos that cannot be read; they are found again every second.
+    unreadable: Outage,
     /// Why the disk cannot be trusted any more.
     fault: OnceLock<String>,
 }
@@ -113,9 +118,20 @@ impl Spool {
             File::open(folder).and_then(|f| f.sync_all()).map_err(failed)?;
         }
         let ballast = Ballast { path: root.join("ballast") };
-        let inner = Inner { root, limits, ballast, folders, held_bytes: AtomicU64::new(0), fault: OnceLock::new() };
+        let inner = Inner {
+            root,
+            limits,
+            ballast,
+            folders,
+            held_bytes: AtomicU64::new(0),
+            unreadable: Outage::new(),
+            fault: OnceLock::new(),
+        };
         let spool = Spool { inner: Arc::new(inner) };
-        spool.tend_ballast()?;
+        if let Err(error) = spool.tend_ballast() {
+            // no reason not to drain
+            tracing::warn!(%error, "the spool has no ballast");
+        }
         Ok(spool)
     }
 
@@ -127,6 +143,7 @@ impl Spool {
 
     fn store_now(&self, upload: &Upload, photo: &[u8]) -> Result<Stored> {
         self.check_fault()?;
+        self.check_ballast(photo.len())?;
         let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
         crash_points::pass_blocking(Point::SpoolCreate).map_err(|e| failed("create", e))?;
         let mut part = Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?;
@@ -137,34 +154,60 @@ impl Spool {
         part.file.sync_data().map_err(|e| self.file_sync_error(upload, e))?;
         let path = self.path(upload.id);
         crash_points::pass_blocking(Point::SpoolRename).map_err(|e| failed("rename", e))?;
-        let mut renamed = rename_without_overwriting(&part.path, &path);
-        if matches!(&renamed, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
-            match read_checked(&path) {
-                Ok(held) => {
-                    // its bytes were synced before it had this name; its name may not be durable yet
-                    self.sync_folder(upload)?;
-                    return Ok(Stored::Held(Box::new(held)));
-                }
-                Err(Error::Damaged(why)) => {
-                    tracing::error!(upload = %upload.id, why, "a photo was damaged on disk; what its device sent again takes its place");
-                    self.set_aside(upload, &path).map_err(|e| failed("replace", e))?;
-                    renamed = rename_without_overwriting(&part.path, &path);
-                }
-                Err(error) => return Err(error),
+        match rename_without_overwriting(&part.path, &path) {
+            Ok(()) => part.keep(),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let held = match read_checked(&path) {
+                    Err(Error::Damaged(why)) => match self.replace(upload, photo, &mut part, &path, &why)? {
+                        None => {
+                            self.sync_folder(upload)?;
+                            return Ok(Stored::New);
+                        }
+                        Some(held) => held,
+                    },
+                    held => held?,
+                };
+                // its bytes were synced before it had this name; its name may not be durable yet
+                self.sync_folder(upload)?;
+                return Ok(Stored::Held(Box::new(held)));
             }
+            Err(error) => return Err(failed("rename", error)),
         }
-        renamed.map_err(|e| failed("rename", e))?;
-        part.keep();
         self.sync_folder(upload)?;
         self.inner.held_bytes.fetch_add(upload.size_bytes, Ordering::Relaxed);
         crash_points::pass_blocking(Point::SpoolStored).map_err(|e| failed("keep", e))?;
         Ok(Stored::New)
     }
 
-    /// Takes a damaged file out of the way; people may still want to look at it.
-    fn set_aside(&self, upload: &Upload, path: &Path) -> io::Result<()> {
+    /// Puts a photo that was just written in the place of the same photo that the disk has damaged, in one step, so that
+    /// there is always one under the name. Some when the one that is there is not to be replaced.
+    fn replace(
+        &self,
+        upload: &Upload,
+        photo: &[u8],
+        part: &mut Part,
+        path: &Path,
+        why: &str,
+    ) -> Result<Option<Upload>> {
+        let failed = |error: io::Error| self.write_error("replace", upload, error);
+        match read_record(path) {
+            Ok(held) if held.sha256 != upload.sha256 => return Ok(Some(held)), // another photo; this one is refused
+            Ok(_) => {}
+            // whose it is cannot be told but by its bytes
+            Err(Error::Damaged(_)) if fs::read(path).is_ok_and(|found| found.starts_with(photo)) => {}
+            Err(error) => return Err(error),
+        }
+        exchange(&part.path, path).map_err(failed)?;
+        if let Ok(held) = read_checked(&part.path) {
+            // somebody else has replaced it meanwhile
+            exchange(&part.path, path).map_err(failed)?;
+            return Ok(Some(held));
+        }
+        tracing::error!(upload = %upload.id, why, "a photo was damaged on disk; what its device sent again takes its place");
         let name = format!("{}.{:08x}", upload.id, rand::random::<u32>());
-        fs::rename(path, self.inner.root.join("damaged").join(name))
+        fs::rename(&part.path, self.inner.root.join("damaged").join(name)).map_err(failed)?;
+        part.keep();
+        Ok(None)
     }
 
     fn sync_folder(&self, upload: &Upload) -> Result<()> {
@@ -200,6 +243,11 @@ impl Spool {
     /// Why the disk is not trusted, if it is not.
     pub fn check_fault(&self) -> Result<()> {
         self.inner.fault.get().map_or(Ok(()), |reason| Err(Error::Unavailable(reason.clone())))
+    }
+
+    /// Why photos are refused now, if they are: one of usual size would find no room, or the disk is not trusted.
+    pub fn refusing(&self) -> Result<()> {
+        self.admit(PHOTO_BYTES_USUAL)
     }
 
     /// Refuses when a photo of `bytes` would eat into the reserve or go beyond the spool's own limit.
@@ -246,12 +294,29 @@ impl Spool {
 
     /// Gives the ballast up when the disk is as good as full, so that an embedded queue can say that photos may leave, and
     /// holds it again when there is room to spare. Blocks.
-    pub fn tend_ballast(&self) -> Result<Tended> {
+    pub fn tend_ballast(&self) -> Result<()> {
         let space = self.space()?;
-        self.inner
-            .ballast
-            .tend(space.total_bytes, space.free_bytes)
-            .map_err(|e| Error::unavailable("cannot tend the spool's ballast", e))
+        let tended = self.inner.ballast.tend(space.total_bytes, space.free_bytes);
+        match tended.map_err(|e| Error::unavailable("cannot tend the spool's ballast", e))? {
+            Tended::Left => {}
+            Tended::GivenUp => {
+                tracing::warn!(
+                    "the disk is full to the last megabytes; the ballast is given up so that the drain can go on"
+                )
+            }
+            Tended::HeldAgain => tracing::info!("the disk has room; the ballast is held"),
+        }
+        Ok(())
+    }
+
+    /// What was admitted a moment ago may find that the ballast was given up since, and that is not its room.
+    fn check_ballast(&self, photo_bytes: usize) -> Result<()> {
+        let space = self.space()?;
+        let missing = self.inner.ballast.missing_bytes(space.total_bytes);
+        if missing > 0 && space.free_bytes < missing + photo_bytes as u64 {
+            return Err(Error::Full("the disk is full".to_owned()));
+        }
+        Ok(())
     }
 
     /// Bytes that may still be accepted, by the disk's room and the spool's own limit.
@@ -362,7 +427,10 @@ impl Spool {
                 match read_record(&path) {
                     Ok(upload) => uploads.push(upload),
                     Err(Error::Unavailable(_)) if !path.exists() => drop(fs::remove_file(mark.path())),
-                    Err(error) => tracing::error!(photo = %path.display(), %error, "a journaled photo cannot be read"),
+                    Err(error) if spool.inner.unreadable.failed() => {
+                        tracing::error!(photo = %path.display(), %error, "a journaled photo cannot be read");
+                    }
+                    Err(_) => {}
                 }
             }
             Ok(uploads)
@@ -484,6 +552,12 @@ fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     let _ = fs::remove_file(from); // a second name in incoming/ is swept later
     Ok(())
+}
+
+/// Each gets the other's name, at once.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
 
 /// What stands behind the photo in its file: record, length, CRC, magic.

@@ -155,7 +155,7 @@ fn count(tally: Tally) -> Count {
 }
 
 fn spool_status(spool: &Spool, held_bytes: u64) -> SpoolStatus {
-    let refusing = spool.admit(0).err().map(|error| error.to_string());
+    let refusing = spool.refusing().err().map(|error| error.to_string());
     match spool.space() {
         Ok(space) => SpoolStatus {
             held_bytes,

@@ -6,16 +6,17 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::Drain;
 use super::paced_body::{PacedBody, Turn};
+use super::underway::Cut;
 use crate::bucket::{Held, Object};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::queue::Lease;
 use crate::telemetry::{link_trace, metrics};
+use crate::upload::UploadId;
 
 /// How long a claim holds, unless it is renewed: what a drain that was killed had in hand waits for no longer than this.
 pub const LEASE: Duration = Duration::from_secs(20);
@@ -36,8 +37,10 @@ const PROBE_REST: Duration = Duration::from_secs(5);
 pub enum Outcome {
     /// S3 has it. The queue may not know yet if it is away; then a later attempt finds the object there.
     Uploaded,
-    /// The upload itself is at fault, and was charged.
-    Charged,
+    /// S3 had it already.
+    Found,
+    /// The upload itself is at fault, and was charged for this.
+    Charged(UploadId, String),
     /// The environment is at fault; nobody was charged.
     Environment(String),
     /// Somebody else holds the lease, or the process is stopping.
@@ -45,7 +48,7 @@ pub enum Outcome {
 }
 
 /// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for.
-pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: CancellationToken) -> Outcome {
+pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut) -> Outcome {
     let span = tracing::info_span!("drain", upload = %lease.upload.id, device = %lease.upload.device_id, attempt = lease.attempt);
     if let Some(accepted_in) = &lease.upload.traceparent {
         link_trace(&span, accepted_in);
@@ -54,7 +57,8 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: CancellationT
         let sent = tokio::select! {
             sent = send(drain, &lease, &turn) => sent,
             watched = watch(drain, &lease, &turn) => Err(watched),
-            () = cut.cancelled() => Err(Failed::GivenUp),
+            () = cut.given_up.cancelled() => Err(Failed::GivenUp),
+            () = cut.stood_still.cancelled() => Err(Failed::StoodStill),
         };
         turn.is_ours();
         conclude(drain, &lease, sent).await
@@ -67,6 +71,8 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: CancellationT
 enum Failed {
     Spool(Error),
     Bucket(Error),
+    /// It stood still for longer than it was given.
+    StoodStill,
     GivenUp,
 }
 
@@ -140,23 +146,37 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
                 tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
             }
             tracing::debug!(already_there, "uploaded");
-            Outcome::Uploaded
+            match already_there {
+                true => Outcome::Found,
+                false => Outcome::Uploaded,
+            }
         }
         Err(Failed::Spool(Error::Damaged(why))) => {
             charge(drain, lease, "damaged", &format!("damaged on disk: {why}"), None).await
         }
         // on a network file system a new file may not be in sight yet
         Err(Failed::Spool(Error::Missing(why))) => charge(drain, lease, "damaged", &why, Some(drain.rest)).await,
-        Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) => {
+        // while nothing passes, who is at fault cannot be told
+        Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) if drain.is_sound() => {
             charge(drain, lease, "refused", &why, Some(drain.rest)).await
         }
-        Err(Failed::Bucket(error)) if drain.is_sound() && drain.suspects.failed(lease.upload.id) => {
+        Err(Failed::Bucket(error) | Failed::Spool(error))
+            if drain.is_sound() && drain.suspects.failed(lease.upload.id) =>
+        {
             charge(drain, lease, "refused", &error.to_string(), Some(drain.rest)).await
+        }
+        Err(Failed::StoodStill) if drain.is_sound() && drain.suspects.failed(lease.upload.id) => {
+            charge(drain, lease, "refused", "it stands still again and again, and others pass", Some(drain.rest)).await
         }
         Err(Failed::Spool(error) | Failed::Bucket(error)) => {
             metrics().attempted("environment");
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
             Outcome::Environment(error.to_string())
+        }
+        Err(Failed::StoodStill) => {
+            metrics().attempted("environment");
+            let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
+            Outcome::GivenUp
         }
         Err(Failed::GivenUp) => {
             metrics().attempted("given_up");
@@ -190,7 +210,7 @@ async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, 
         }
     }
     let _ = told(|| drain.queue.charge(lease, why, rest)).await;
-    Outcome::Charged
+    Outcome::Charged(lease.upload.id, why.to_owned())
 }
 
 /// Tries for a while to tell the queue something; what it does not hear, the lease's end says in its stead.

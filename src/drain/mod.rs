@@ -93,8 +93,12 @@ impl Drain {
     }
 
     /// Leases what should leave next.
-    async fn claim(&self, limit: u32) -> Result<Vec<Lease>> {
-        let leases = self.queue.claim(&self.owner, limit, LEASE).await?;
+    /// Leases up to `limit` uploads, or in an outage the one to probe with.
+    async fn claim(&self, limit: u32, outage: bool) -> Result<Vec<Lease>> {
+        let leases = match outage {
+            false => self.queue.claim(&self.owner, limit, LEASE).await?,
+            true => self.queue.claim_probe(&self.owner, LEASE).await?,
+        };
         if !leases.is_empty() {
             let told = crash_points::pass(Point::DrainClaimed).await;
             told.map_err(|e| Error::unavailable("the queue does not answer", e))?;
@@ -129,16 +133,19 @@ impl Drain {
                     continue;
                 }
             }
-            let free = match environment.outage_since() {
-                None => UPLOADS_AT_ONCE.saturating_sub(underway.len()),
+            underway.cut_dead();
+            let outage = environment.outage_since();
+            let free = match outage {
+                None => UPLOADS_AT_ONCE.saturating_sub(underway.occupying()),
                 // one probe at a time, beside those that were on their way already or stand still
-                Some(since) => usize::from(underway.moving_since(since) == 0 && underway.len() < UNDERWAY_MAX),
-            };
+                Some(since) => usize::from(underway.moving_since(since) == 0),
+            }
+            .min(UNDERWAY_MAX.saturating_sub(underway.len()));
             let resting = environment.rests_until();
 
             let (mut idle, mut queue_away) = (false, false);
             if free > 0 && resting.is_none() {
-                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(free as u32));
+                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(free as u32, outage.is_some()));
                 let claimed = claim.await;
                 match claimed.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                     Ok(leases) => {
@@ -152,7 +159,7 @@ impl Drain {
                     }
                 }
             }
-            if underway.moving() == 0 && !underway.is_empty() {
+            if underway.moving() == 0 && underway.occupying() > 0 {
                 environment.hangs();
                 if idle {
                     underway.cut_for_a_probe();
@@ -161,14 +168,21 @@ impl Drain {
             self.show(&environment, underway.is_empty());
 
             tokio::select! {
-                Some(ended) = underway.next_ended() => match ended.outcome {
-                    Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
-                    Outcome::Uploaded => {
-                        environment.works();
-                        underway.cut_still_before(ended.began);
+                Some(ended) = underway.next_ended() => {
+                    match ended.outcome {
+                        Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
+                        Outcome::Uploaded => {
+                            environment.works();
+                            underway.passed(ended.began);
+                        }
+                        // a question that was answered says nothing of photos
+                        Outcome::Found => environment.works(),
+                        Outcome::Charged(upload, why) => environment.charged(upload, why),
+                        Outcome::GivenUp => {}
                     }
-                    Outcome::Charged | Outcome::GivenUp => {}
-                },
+                    // attempts that end now look whether it is an outage
+                    self.show(&environment, underway.is_empty());
+                }
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}

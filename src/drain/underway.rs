@@ -1,8 +1,8 @@
 //! The uploads on their way: how many there are, which of them stand still, how they end.
 //!
-//! Always: one that stands still keeps its connection, and makes room for another to try; it is cut when one that began
-//! after it stood still has passed, which proves that link and store work and its connection does not. Never: one cut for
-//! waiting for the pacer.
+//! Always: one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when
+//! one that began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the
+//! pacer.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,25 +18,43 @@ use crate::queue::Lease;
 
 /// When the other side has not moved for this long, an upload stands still.
 const STILL: Duration = Duration::from_secs(4);
-/// With nothing else that could probe, a first attempt that stands still for this long is begun anew; each further attempt
-/// of the upload is given twice as long, so that a store that is merely slow gets its time.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// A first attempt that stands still is given so long while others pass, and so long when nothing else could probe. Each
+/// further attempt of the upload is given twice as long, so that a store that is merely slow gets its time.
+const PATIENCE: Duration = STILL;
+const PATIENCE_ALONE: Duration = Duration::from_secs(8);
 
 /// All that one drain has on their way.
 #[derive(Default)]
 pub struct Underway {
     tasks: JoinSet<Outcome>,
     uploads: HashMap<Id, OnItsWay>,
+    /// When the latest of those that have passed began.
+    passed_began: Option<Instant>,
 }
 
 struct OnItsWay {
     began: Instant,
     attempt: i32,
     turn: Turn,
-    cut: CancellationToken,
+    cut: Cut,
+}
+
+/// The two ways to end an attempt early.
+#[derive(Clone, Default)]
+pub struct Cut {
+    /// It is given up, by no fault of anyone's.
+    pub given_up: CancellationToken,
+    /// It has stood still for too long.
+    pub stood_still: CancellationToken,
 }
 
 impl OnItsWay {
+    /// It stands still, and has for longer than it is given.
+    fn is_dead(&self, patience: Duration) -> bool {
+        let given = patience.saturating_mul(1 << (self.attempt - 1).clamp(0, 10));
+        self.still_since().is_some_and(|since| since.elapsed() >= given)
+    }
+
     /// Since when it stands still, if it does.
     fn still_since(&self) -> Option<Instant> {
         self.turn.theirs_since().filter(|since| since.elapsed() >= STILL)
@@ -63,6 +81,16 @@ impl Underway {
         self.uploads.values().filter(|upload| upload.still_since().is_none()).count()
     }
 
+    /// How many take up a place among those that may be on their way: all but those that stand still where others pass.
+    pub fn occupying(&self) -> usize {
+        self.uploads.values().filter(|upload| !self.stands_alone(upload)).count()
+    }
+
+    /// It stands still, and one that began later has passed.
+    fn stands_alone(&self, upload: &OnItsWay) -> bool {
+        upload.still_since().is_some_and(|since| self.passed_began.is_some_and(|began| since < began))
+    }
+
     /// Of those that do not stand still, how many began at this moment or later.
     pub fn moving_since(&self, moment: Instant) -> usize {
         self.uploads.values().filter(|upload| upload.began >= moment && upload.still_since().is_none()).count()
@@ -70,7 +98,7 @@ impl Underway {
 
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
-        let (began, turn, cut) = (Instant::now(), Turn::default(), CancellationToken::new());
+        let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
         let on_its_way = OnItsWay { began, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone() };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut).await });
@@ -91,28 +119,28 @@ impl Underway {
         Some(Ended { outcome, began })
     }
 
-    /// Cuts those that stood still already when an upload began that has passed since.
-    pub fn cut_still_before(&self, passed_began: Instant) {
-        let dead =
-            self.uploads.values().filter(|upload| upload.still_since().is_some_and(|since| since < passed_began));
-        dead.for_each(|upload| upload.cut.cancel());
+    /// One that began at this moment has brought its photo to the bucket.
+    pub fn passed(&mut self, began: Instant) {
+        self.passed_began = self.passed_began.max(Some(began));
     }
 
-    /// Cuts one that has stood still for longer than it is given, so that its next attempt is a probe.
+    /// Cuts those that have stood still for longer than they are given while others passed.
+    pub fn cut_dead(&self) {
+        let dead = self.uploads.values().filter(|upload| self.stands_alone(upload) && upload.is_dead(PATIENCE));
+        dead.for_each(|upload| upload.cut.stood_still.cancel());
+    }
+
+    /// Cuts one that has stood still for longer than it is given when nothing else is there, so that its next attempt is a
+    /// probe.
     pub fn cut_for_a_probe(&self) {
-        let given = |attempt: i32| PATIENCE.saturating_mul(1 << (attempt - 1).clamp(0, 10));
-        let dead = self
-            .uploads
-            .values()
-            .find(|upload| upload.still_since().is_some_and(|since| since.elapsed() >= given(upload.attempt)));
-        if let Some(upload) = dead {
-            upload.cut.cancel();
+        if let Some(upload) = self.uploads.values().find(|upload| upload.is_dead(PATIENCE_ALONE)) {
+            upload.cut.stood_still.cancel();
         }
     }
 
     /// Cuts all and waits until they have given their leases back.
     pub async fn cut_all(&mut self) {
-        self.uploads.values().for_each(|upload| upload.cut.cancel());
+        self.uploads.values().for_each(|upload| upload.cut.given_up.cancel());
         while self.next_ended().await.is_some() {}
     }
 }

@@ -18,7 +18,7 @@ use crate::spool::Stored;
 use crate::telemetry;
 use crate::units::UnixMs;
 use crate::upload::{
-    DeviceId, FILENAME_BYTES_MAX, ImageType, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Priority, Sha256,
+    DeviceId, FILENAME_BYTES_MAX, ImageType, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Priority, Sha256, State,
     UPLOAD_ID_BYTES_MAX, Upload, UploadId,
 };
 
@@ -125,7 +125,7 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
         Stored::Held(held) => (Arc::new(*held), false),
     };
     same_bytes(&upload, &spooled)?;
-    let accepted = match ingest.queue.accept(spooled.clone()).await {
+    let mut accepted = match ingest.queue.accept(spooled.clone()).await {
         Ok(accepted) => accepted,
         Err(error) => {
             // the photo and its record are durable where they are; what the queue lacks is taken in from the spool
@@ -141,6 +141,11 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
         ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;
+    if stored_now && accepted.record.state == State::Dead {
+        // its photo was damaged or gone, and is there again
+        ingest.queue.revive(upload.id).await.map_err(not_durable)?;
+        accepted.record.state = State::Queued;
+    }
     let told = crash_points::pass(Point::IngestAnswer).await;
     told.map_err(|e| not_durable(Error::unavailable("the device cannot be told", e)))?;
     Ok(accepted)

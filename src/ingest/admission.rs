@@ -36,7 +36,7 @@ impl Admission {
         // what is in memory is not on the disk yet, and will be
         self.spool.admit(in_flight_bytes + declared_bytes).map_err(|error| match error {
             Error::Full(why) => Problem::new(Kind::SpoolFull, why),
-            other => Problem::new(Kind::Unavailable, other.to_string()),
+            other => Problem::new(Kind::Unavailable, "photos cannot be made durable now; send it again").because(other),
         })?;
         if in_flight_bytes + declared_bytes > IN_FLIGHT_BYTES_MAX {
             return Err(busy());

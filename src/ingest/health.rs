@@ -36,7 +36,7 @@ pub async fn readyz(State(ingest): State<Ingest>) -> Response {
     if ingest.stopping.is_cancelled() {
         return Problem::new(Kind::Stopping, "this process is stopping").into_response();
     }
-    if let Err(error) = ingest.spool.admit(0) {
+    if let Err(error) = ingest.spool.refusing() {
         let kind = if matches!(error, crate::error::Error::Full(_)) { Kind::SpoolFull } else { Kind::Unavailable };
         return Problem::new(kind, error.to_string()).into_response();
     }

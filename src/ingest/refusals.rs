@@ -33,6 +33,7 @@ impl Refusals {
             Kind::SpoolFull => &self.full,
             Kind::Busy => &self.busy,
             Kind::Unavailable => &self.failing,
+            Kind::Internal => return tracing::error!(status, detail, "refused"),
             _ => return tracing::info!(status, detail, "refused"),
         };
         if outage.failed() {

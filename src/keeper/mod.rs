@@ -17,7 +17,7 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::{Outage, Over};
 use crate::queue::Queue;
-use crate::spool::{Spool, Tended};
+use crate::spool::Spool;
 use crate::upload::UploadId;
 
 /// Photos removed in one go.
@@ -100,8 +100,15 @@ impl Keeper {
         let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
         let (mut taken, mut failed) = (0, None);
         for upload in uploads {
+            let id = upload.id;
             match take_in(&self.spool, &self.queue, Arc::new(upload)).await {
-                Ok(_) => taken += 1,
+                Ok(new) => {
+                    taken += 1;
+                    // a photo that its device sent again while the queue could not say that it was dead
+                    if !new && self.queue.revive(id).await? {
+                        tracing::info!(upload = %id, "sent again, it is queued again");
+                    }
+                }
                 // one that is refused must not hold up the others
                 Err(error) => failed = Some(error),
             }
@@ -128,16 +135,7 @@ impl Keeper {
 
     async fn tend_ballast(&self) -> Result<()> {
         let spool = self.spool.clone();
-        match tokio::task::spawn_blocking(move || spool.tend_ballast()).await.unwrap_or(Ok(Tended::Left))? {
-            Tended::Left => {}
-            Tended::GivenUp => {
-                tracing::warn!(
-                    "the disk is full to the last megabytes; the ballast is given up so that the drain can go on"
-                )
-            }
-            Tended::HeldAgain => tracing::info!("the disk has room again; the ballast is held again"),
-        }
-        Ok(())
+        tokio::task::spawn_blocking(move || spool.tend_ballast()).await.unwrap_or(Ok(()))
     }
 
     async fn purge(&self) -> Result<()> {

@@ -171,10 +171,16 @@ async fn accepted(backend: &Backend, upload: Arc<Upload>, new: Result<bool>) -> 
     if new? {
         return Ok(Accepted { record: Record::queued(upload), new: true });
     }
-    let held = match backend {
-        Backend::Postgres(queue) => queue.get(upload.id).await,
-        Backend::Sqlite(queue) => queue.get(upload.id).await,
+    let held = async {
+        match backend {
+            Backend::Postgres(queue) => queue.get(upload.id).await,
+            Backend::Sqlite(queue) => queue.get(upload.id).await,
+        }
     };
+    // all who wait for a commit wait for this
+    let held = tokio::time::timeout(COMMIT_TIMEOUT, held)
+        .await
+        .map_err(|_| Error::Unavailable(format!("the queue did not answer within {} s", COMMIT_TIMEOUT.as_secs())))?;
     match held.map_err(unavailable)? {
         Some(row) => Ok(Accepted { record: Record::try_from(row)?, new: false }),
         None => Err(Error::Unavailable("the record was purged in this very moment; try again".to_owned())),

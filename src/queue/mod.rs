@@ -279,6 +279,18 @@ impl Queue {
         Ok(records.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
     }
 
+    /// Leases the upload that should leave last of all, to probe with: those that should leave first may be the very ones
+    /// that never pass.
+    pub async fn claim_probe(&self, owner: &str, lease: Duration) -> Result<Vec<Lease>> {
+        let records = records(on_backend!(self, queue => queue.claim_probe(owner, lease))?)?;
+        Ok(records.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
+    }
+
+    /// Queues an upload again that was set aside as dead, with nothing charged to it. False when it is not dead.
+    pub async fn revive(&self, id: UploadId) -> Result<bool> {
+        on_backend!(self, queue => queue.revive(id))
+    }
+
     /// Puts the end of a lease off to `lease` from now. False when it was lost meanwhile.
     pub async fn renew(&self, held: &Lease, lease: Duration) -> Result<bool> {
         on_backend!(self, queue => queue.renew(held, lease))

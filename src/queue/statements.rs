@@ -183,6 +183,41 @@ macro_rules! shared_statements {
                 .await
             }
 
+            pub(super) async fn claim_probe(&self, owner: &str, lease: Duration) -> sqlx::Result<Vec<Row>> {
+                // the claim's own index, backwards
+                sqlx::query_as(concat!(
+                    "WITH next AS MATERIALIZED (
+                         SELECT id FROM uploads WHERE state = 'queued' AND not_before_ms <= ",
+                    $now,
+                    "
+                         ORDER BY priority, received_at_ms DESC, id DESC LIMIT 1 ",
+                    $skip_locked,
+                    "
+                     )
+                     UPDATE uploads SET state = 'uploading', attempt = attempt + 1, lease_owner = $1,
+                         lease_until_ms = ",
+                    $now,
+                    " + $2
+                     WHERE id IN (SELECT id FROM next) RETURNING ",
+                    columns!()
+                ))
+                .bind(owner)
+                .bind(lease.as_millis() as i64)
+                .fetch_all(&self.write)
+                .await
+            }
+
+            pub(super) async fn revive(&self, id: UploadId) -> sqlx::Result<bool> {
+                sqlx::query(
+                    "UPDATE uploads SET state = 'queued', failures = 0, not_before_ms = 0, reason = NULL
+                     WHERE id = $1 AND state = 'dead'",
+                )
+                .bind(id.0)
+                .execute(&self.write)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
             pub(super) async fn renew(&self, held: &Lease, lease: Duration) -> sqlx::Result<bool> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET lease_until_ms = ",

@@ -19,7 +19,7 @@ pub(super) struct Ballast {
 
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tended {
+pub(super) enum Tended {
     Left,
     GivenUp,
     HeldAgain,
@@ -28,13 +28,19 @@ pub enum Tended {
 impl Ballast {
     /// Bytes that must stay free for it on a disk of this size: none while it is held.
     pub(super) fn missing_bytes(&self, total_bytes: u64) -> u64 {
-        if self.path.exists() { 0 } else { bytes(total_bytes) }
+        if self.is_held(total_bytes) { 0 } else { bytes(total_bytes) }
+    }
+
+    /// A name without the room behind it, which a crash may have left, is not it.
+    fn is_held(&self, total_bytes: u64) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(&self.path).is_ok_and(|file| file.blocks() * 512 >= bytes(total_bytes) / 2)
     }
 
     /// Gives it up or holds it again, as the room on the disk wants it.
     pub(super) fn tend(&self, total_bytes: u64, free_bytes: u64) -> io::Result<Tended> {
         let bytes = bytes(total_bytes);
-        let held = self.path.exists();
+        let held = self.is_held(total_bytes);
         if held && free_bytes < bytes / 4 {
             fs::remove_file(&self.path)?;
             return Ok(Tended::GivenUp);

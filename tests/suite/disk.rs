@@ -122,7 +122,7 @@ async fn nothing_acknowledged_is_lost_by_power_cuts(disk: Disk, role: &str, queu
         }
         program
     };
-    let (_, program) = tokio::join!(fleet.send(), cutting);
+    let (_, program) = tokio::join!(fleet.run(), cutting);
     rebuild(&settings, &data).await;
     let drain = if role == "serve" { program } else { Program::start("drain", &settings, &data).await };
     fleet.agrees_with(&drain, &settings, &data).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use forebay::audit::{Depth, Subjects, audit};
 use forebay::bucket::{Bucket, Object};
 use forebay::config::Endpoint;
 use forebay::drain::Drain;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::pouring::{FAST, in_state, keep_house, paused, pour};
 use crate::support::site::Site;
-use crate::support::{eventually, photo, weed};
+use crate::support::{eventually, json_upload, photo, weed};
 
 #[tokio::test]
 async fn an_accepted_photo_ends_as_one_object_with_its_bytes() {
@@ -95,6 +96,39 @@ async fn a_photo_damaged_on_disk_is_set_aside_and_never_uploaded_and_the_others_
     assert!(dead.reason.unwrap().contains("damaged on disk"));
     in_state(&site, &sound, State::Uploaded).await;
     assert_eq!(bucket.read_back(&damaged.upload.object_key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_dead_photo_that_its_device_sends_again_is_uploaded_after_all() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let body = json_upload("cam-1", Some("42"), &photo(1)).to_string();
+    site.post_json(body.clone()).await;
+    let record = site.records().await.remove(0);
+    let path = site.spool.path(record.upload.id);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[5_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let _pouring = pour(&site, &bucket, FAST);
+    in_state(&site, &record, State::Dead).await;
+    let answer = site.post_json(body).await;
+    assert_eq!((answer.status, answer.body["state"].as_str()), (200, Some("queued")), "{answer:?}");
+    in_state(&site, &record, State::Uploaded).await;
+    let upload = &record.upload;
+    assert_eq!(bucket.read_back(&upload.object_key).await.unwrap(), Some((upload.size_bytes, upload.sha256)));
+}
+
+#[tokio::test]
+async fn a_dead_upload_whose_photo_is_gone_is_a_disagreement() {
+    let site = Site::start(&[]).await;
+    let record = site.accept("cam-1", &photo(1)).await;
+    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    site.queue.charge(&lease, "refused", None).await.unwrap();
+    let subjects = Subjects { queue: &site.queue, spool: &site.spool, bucket: None, ledger: None };
+    assert!(audit(&subjects, Depth::Names, |_| {}).await.unwrap().agrees());
+    std::fs::remove_file(site.spool.path(record.upload.id)).unwrap();
+    let report = audit(&subjects, Depth::Names, |_| {}).await.unwrap();
+    assert_eq!((report.dead, report.disagreements), (1, 1), "{report:?}");
 }
 
 #[tokio::test]

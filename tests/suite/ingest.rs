@@ -520,3 +520,10 @@ async fn while_the_queue_is_away_other_bytes_under_one_upload_id_are_refused_wha
     }
     assert_eq!(site.files().await, (1, 0));
 }
+
+#[tokio::test]
+async fn readiness_says_that_there_is_no_room_for_a_photo() {
+    let site = Site::start(&[("spool-max", "100kB")]).await;
+    let ready = Answer::of(site.client.get(format!("{}/readyz", site.url)).send().await.unwrap()).await;
+    assert_eq!((ready.status, ready.problem()), (503, "spool-full"), "{ready:?}");
+}

@@ -74,6 +74,30 @@ async fn state(queue: &Queue, upload: &Upload) -> State {
 }
 
 on_both_queues! {
+    async fn a_probe_is_the_upload_that_would_leave_last(queue: Queue) {
+        for second in 1..=3 {
+            accept(&queue, upload("cam-1", second)).await;
+        }
+        let high = accept(&queue, Upload { priority: Priority::High, ..upload("cam-2", 9) }).await;
+        let probe = queue.claim_probe("drain", LEASE).await.unwrap().remove(0);
+        assert_eq!(probe.upload.received_at, UnixMs(3_000));
+        assert_eq!(queue.claim("drain", 1, LEASE).await.unwrap()[0].upload.id, high.id);
+        assert_eq!(queue.claim_probe("drain", LEASE).await.unwrap()[0].upload.received_at, UnixMs(2_000));
+    }
+
+    async fn a_dead_upload_that_is_revived_is_queued_with_nothing_charged_to_it(queue: Queue) {
+        let upload = accept(&queue, upload("cam-1", 1)).await;
+        assert!(!queue.revive(upload.id).await.unwrap(), "it is not dead");
+        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        queue.charge(&lease, "damaged", None).await.unwrap();
+        assert_eq!(state(&queue, &upload).await, State::Dead);
+        assert!(queue.revive(upload.id).await.unwrap());
+        let revived = queue.get(upload.id).await.unwrap().unwrap();
+        assert_eq!((revived.state, revived.failures, revived.reason), (State::Queued, 0, None));
+        assert_eq!(queue.books().await.unwrap().queued.uploads, 1);
+        assert_eq!(queue.claim("drain", 1, LEASE).await.unwrap().len(), 1);
+    }
+
     async fn a_record_is_given_back_as_it_was_accepted(queue: Queue) {
         let mut full = upload("cam-1", 1);
         full.filename = Some("gate \"north\" ü.jpg".into());

@@ -10,7 +10,7 @@ use forebay::units::Rate;
 use forebay::upload::State;
 
 use crate::support::faulty_s3::{Fault, FaultyS3, Mood};
-use crate::support::pouring::{FAST, in_state, paused, pour};
+use crate::support::pouring::{FAST, in_state, paused, pour, pour_resting};
 use crate::support::site::Site;
 use crate::support::{eventually, photo, weed};
 
@@ -203,5 +203,39 @@ async fn single_faults_among_many_uploads_do_not_stop_the_drain() {
         in_state(&site, record, State::Uploaded).await;
     }
     assert!(proxy.faults() > 10, "{} faults", proxy.faults());
+    all_are_right(&direct, &records).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_never_pass_do_not_keep_an_outage_from_ending() {
+    let site = Site::start(&[("s3-key", "{device}/{id}")]).await;
+    let (_direct, proxy, bucket) = faulty_bucket().await;
+    for number in 0..3 {
+        site.accept("wrong", &photo(number)).await; // the oldest, so the first to be claimed
+    }
+    let sound = accept_photos(&site, 5).await;
+    proxy.set(Mood::Always(Fault::Unreachable));
+    let mut pouring = pour(&site, &bucket, FAST);
+    paused(&mut pouring).await;
+    proxy.set(Mood::ForKeysWith("/wrong/", Fault::InternalError));
+    for record in &sound {
+        in_state(&site, record, State::Uploaded).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_every_photo_is_changed_on_its_way_it_is_not_the_photos() {
+    let site = Site::start(&[]).await;
+    let (direct, proxy, bucket) = faulty_bucket().await;
+    let records = accept_photos(&site, 12).await;
+    proxy.set(Mood::Always(Fault::BodyCorrupted));
+    let mut pouring = pour_resting(&site, &bucket, FAST, Duration::from_secs(2));
+    assert!(paused(&mut pouring).await.in_words().contains("every upload is refused"));
+    eventually("a few probes", async || (proxy.faults() >= 20).then_some(())).await;
+    assert!(site.records().await.iter().all(|record| record.state != State::Dead));
+    proxy.set(Mood::Sound);
+    for record in &records {
+        in_state(&site, record, State::Uploaded).await;
+    }
     all_are_right(&direct, &records).await;
 }

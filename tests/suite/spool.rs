@@ -93,6 +93,20 @@ async fn a_photo_whose_record_was_damaged_on_disk_is_replaced_when_it_is_sent_ag
 }
 
 #[tokio::test]
+async fn a_damaged_photo_is_not_replaced_by_another_that_has_its_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, first, second) = (open(&folder), photo(1), photo(2));
+    spool.store(upload_of(&first, "1"), first.clone()).await.unwrap();
+    flip_byte(&only_file(&spool), 5_000);
+    let damaged = std::fs::read(only_file(&spool)).unwrap();
+    let stored = spool.store(upload_of(&second, "1"), second.clone()).await.unwrap();
+    assert_eq!(stored, Stored::Held(Box::new((*upload_of(&first, "1")).clone())));
+    flip_byte(&only_file(&spool), first.len() + 20);
+    assert!(spool.store(upload_of(&second, "1"), second).await.is_err(), "whose it was cannot be told");
+    assert!(std::fs::read(only_file(&spool)).unwrap()[..first.len()] == damaged[..first.len()]);
+}
+
+#[tokio::test]
 async fn a_byte_that_changed_on_disk_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, photo) = (open(&folder), photo(1));

@@ -207,7 +207,7 @@ async fn relay(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
         Some(Fault::ClockSkewed) => answer("403 Forbidden", "RequestTimeTooSkewed"),
         Some(Fault::OkWithErrorBody) => answer("200 OK", "InternalError"),
         Some(Fault::CaptivePortal) => {
-            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 12\r\n\r\n".to_owned()
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nETag: W/\"c-login\"\r\nContent-Length: 12\r\n\r\n".to_owned()
                 + if head.method == "HEAD" { "" } else { "<html></html" }
         }
         Some(Fault::Hang) => {

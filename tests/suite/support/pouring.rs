@@ -24,10 +24,14 @@ pub struct Pouring {
     _stop: DropGuard,
 }
 
+/// With hardly any rest for uploads that failed.
 pub fn pour(site: &Site, bucket: &Bucket, allowance: Rate) -> Pouring {
+    pour_resting(site, bucket, allowance, Duration::from_millis(10))
+}
+
+pub fn pour_resting(site: &Site, bucket: &Bucket, allowance: Rate, rest: Duration) -> Pouring {
     let pacer = Pacer::new(allowance);
-    let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket.clone(), pacer.clone())
-        .resting(Duration::from_millis(10));
+    let drain = Drain::new(site.spool.clone(), site.queue.clone(), bucket.clone(), pacer.clone()).resting(rest);
     let (condition, stop) = (drain.condition(), CancellationToken::new());
     let stopped = stop.clone();
     tokio::spawn(async move { drain.run(stopped, Duration::from_secs(1)).await });
