@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay::bucket::Bucket;
 use forebay::config::Endpoint;
@@ -220,6 +220,31 @@ async fn every_photo_is_sent_once_whatever_step_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_photo_is_sent_once_whatever_step_hangs() {
     everything_is_sent_once_whatever_step(Action::Stall(STALL)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_answered_only_after_every_step_of_persistence() {
+    const SLOW: Duration = Duration::from_millis(300);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings_of_its_own("slow", false).await;
+    let steps = Point::ALL.split(|point| *point == Point::IngestAnswer).next().unwrap();
+    let (of_the_journal, others): (Vec<Point>, Vec<Point>) =
+        steps.iter().partition(|point| point.name().starts_with("journal."));
+    let slow = steps.iter().map(|point| Armed { point: *point, action: Action::Stall(SLOW), at: 1 }.to_string());
+    // the queue is away for the second photo
+    let points = [surroundings(of_the_journal[0]).to_owned(), slow.collect::<Vec<_>>().join(",")].concat();
+    let program = Program::start("serve", &armed(&settings, points), &folder.path().join("data")).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (number, steps) in [others, of_the_journal].into_iter().enumerate() {
+        assert!(!steps.is_empty());
+        let body = json_upload("cam-1", None, &photo(number)).to_string();
+        let request = client.post(&program.url).header("content-type", "application/json").body(body);
+        let began = Instant::now();
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        let elapsed = began.elapsed();
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert!(elapsed >= SLOW * steps.len() as u32, "answered after {elapsed:?}, before all of {steps:?} were done");
+    }
 }
 
 /// A drain is held at `point`, for longer than its lead and its lease last; another takes over. While that one is at the same
