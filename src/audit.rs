@@ -1,7 +1,7 @@
 //! The audit: spool, queue, bucket and a ledger held against each other.
 //!
 //! Always: what disagrees is looked at a second time before it is reported, since an appliance at work moves on meanwhile.
-//! Never: a repair.
+//! Never: an upload changed.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
