@@ -39,8 +39,10 @@ pub enum Outcome {
     Uploaded,
     /// S3 had it already.
     Found,
-    /// The upload itself is at fault, and was charged for this.
-    Charged(UploadId, String),
+    /// The upload itself is at fault, and was charged.
+    Charged,
+    /// It was charged because the store refuses it, for this.
+    Refused(UploadId, String),
     /// The environment is at fault; nobody was charged.
     Environment(String),
     /// Somebody else holds the lease, or the process is stopping.
@@ -210,7 +212,10 @@ async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, 
         }
     }
     let _ = told(|| drain.queue.charge(lease, why, rest)).await;
-    Outcome::Charged(lease.upload.id, why.to_owned())
+    match outcome {
+        "refused" => Outcome::Refused(lease.upload.id, why.to_owned()),
+        _ => Outcome::Charged,
+    }
 }
 
 /// Tries for a while to tell the queue something; what it does not hear, the lease's end says in its stead.

@@ -15,8 +15,8 @@ use crate::upload::UploadId;
 
 /// So many faults with no upload passing in between are an outage.
 const FAULTS_IN_A_ROW: u32 = 5;
-/// So many uploads charged with none passing in between are an outage too: it is not the photos, then.
-const CHARGED_IN_A_ROW: usize = 5;
+/// So many uploads refused with none passing in between are an outage too: it is not the photos, then.
+const REFUSED_IN_A_ROW: usize = 5;
 /// The first pause of an outage; it doubles with each probe that fails, up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
@@ -25,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 #[derive(Debug, Default)]
 pub struct Environment {
     faults_in_a_row: u32,
-    charged_in_a_row: HashSet<UploadId>,
+    refused_in_a_row: HashSet<UploadId>,
     outage: Option<Outage>,
 }
 
@@ -64,10 +64,10 @@ impl Environment {
         }
     }
 
-    /// An upload failed by its own fault, as it seems.
-    pub fn charged(&mut self, upload: UploadId, why: String) {
-        self.charged_in_a_row.insert(upload);
-        if self.outage.is_none() && self.charged_in_a_row.len() >= CHARGED_IN_A_ROW {
+    /// The store refused an upload by its own fault, as it seems.
+    pub fn refused(&mut self, upload: UploadId, why: String) {
+        self.refused_in_a_row.insert(upload);
+        if self.outage.is_none() && self.refused_in_a_row.len() >= REFUSED_IN_A_ROW {
             self.begin(format!("every upload is refused, the last one for this: {why}"), PAUSE_MIN);
         }
     }
@@ -101,7 +101,7 @@ impl Environment {
             return;
         }
         self.faults_in_a_row = 0;
-        self.charged_in_a_row.clear();
+        self.refused_in_a_row.clear();
         if let Some(over) = self.outage.take() {
             let seconds = UnixMs::now().since(over.since).as_secs();
             tracing::info!(paused_seconds = seconds, faults = over.faults, "the drain pours again");
@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn uploads_that_are_all_refused_are_an_outage_and_one_that_is_refused_again_and_again_is_none() {
         let (mut environment, upload) = (Environment::default(), UploadId::new());
-        (0..20).for_each(|_| environment.charged(upload, "BadDigest".to_owned()));
+        (0..20).for_each(|_| environment.refused(upload, "BadDigest".to_owned()));
         assert_eq!(environment.outage_since(), None);
-        (0..4).for_each(|_| environment.charged(UploadId::new(), "BadDigest".to_owned()));
+        (0..4).for_each(|_| environment.refused(UploadId::new(), "BadDigest".to_owned()));
         assert!(environment.paused().is_some());
     }
 

@@ -92,7 +92,6 @@ impl Drain {
         metrics().sent(bytes);
     }
 
-    /// Leases what should leave next.
     /// Leases up to `limit` uploads, or in an outage the one to probe with.
     async fn claim(&self, limit: u32, outage: bool) -> Result<Vec<Lease>> {
         let leases = match outage {
@@ -177,8 +176,8 @@ impl Drain {
                         }
                         // a question that was answered says nothing of photos
                         Outcome::Found => environment.works(),
-                        Outcome::Charged(upload, why) => environment.charged(upload, why),
-                        Outcome::GivenUp => {}
+                        Outcome::Refused(upload, why) => environment.refused(upload, why),
+                        Outcome::Charged | Outcome::GivenUp => {}
                     }
                     // attempts that end now look whether it is an outage
                     self.show(&environment, underway.is_empty());

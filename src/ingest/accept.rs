@@ -141,9 +141,9 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
         ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;
-    if stored_now && accepted.record.state == State::Dead {
-        // its photo was damaged or gone, and is there again
-        ingest.queue.revive(upload.id).await.map_err(not_durable)?;
+    if accepted.record.state == State::Dead {
+        // a yes means that it will be in the bucket; its photo is on disk, and sound, whatever it died of
+        ingest.queue.revive(&upload).await.map_err(not_durable)?;
         accepted.record.state = State::Queued;
     }
     let told = crash_points::pass(Point::IngestAnswer).await;

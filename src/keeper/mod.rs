@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::outage::{Outage, Over};
 use crate::queue::Queue;
 use crate::spool::Spool;
-use crate::upload::UploadId;
+use crate::upload::{Upload, UploadId};
 
 /// Photos removed in one go.
 const REMOVE_AT_ONCE: u32 = 200;
@@ -100,15 +100,8 @@ impl Keeper {
         let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
         let (mut taken, mut failed) = (0, None);
         for upload in uploads {
-            let id = upload.id;
-            match take_in(&self.spool, &self.queue, Arc::new(upload)).await {
-                Ok(new) => {
-                    taken += 1;
-                    // a photo that its device sent again while the queue could not say that it was dead
-                    if !new && self.queue.revive(id).await? {
-                        tracing::info!(upload = %id, "sent again, it is queued again");
-                    }
-                }
+            match self.take_in_journaled(upload).await {
+                Ok(()) => taken += 1,
                 // one that is refused must not hold up the others
                 Err(error) => failed = Some(error),
             }
@@ -117,6 +110,14 @@ impl Keeper {
             tracing::info!(uploads = taken, "the queue took in what was journaled while it was away");
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    async fn take_in_journaled(&self, upload: Upload) -> Result<()> {
+        // sent again while the queue could not say that it was dead; before the mark is taken off
+        if self.queue.revive(&upload).await? {
+            tracing::info!(upload = %upload.id, "sent again, it is queued again");
+        }
+        take_in(&self.spool, &self.queue, Arc::new(upload)).await.map(drop)
     }
 
     /// A process that died between the disk and the queue left a photo that nobody was told of; it is sent all the same. The

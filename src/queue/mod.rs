@@ -286,9 +286,10 @@ impl Queue {
         Ok(records.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
     }
 
-    /// Queues an upload again that was set aside as dead, with nothing charged to it. False when it is not dead.
-    pub async fn revive(&self, id: UploadId) -> Result<bool> {
-        on_backend!(self, queue => queue.revive(id))
+    /// Queues an upload again that was set aside as dead, with nothing charged to it. False when it is not dead, or when its
+    /// record is of other bytes.
+    pub async fn revive(&self, upload: &Upload) -> Result<bool> {
+        on_backend!(self, queue => queue.revive(upload))
     }
 
     /// Puts the end of a lease off to `lease` from now. False when it was lost meanwhile.

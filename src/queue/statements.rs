@@ -207,12 +207,13 @@ macro_rules! shared_statements {
                 .await
             }
 
-            pub(super) async fn revive(&self, id: UploadId) -> sqlx::Result<bool> {
+            pub(super) async fn revive(&self, upload: &Upload) -> sqlx::Result<bool> {
                 sqlx::query(
                     "UPDATE uploads SET state = 'queued', failures = 0, not_before_ms = 0, reason = NULL
-                     WHERE id = $1 AND state = 'dead'",
+                     WHERE id = $1 AND sha256 = $2 AND state = 'dead'",
                 )
-                .bind(id.0)
+                .bind(upload.id.0)
+                .bind(upload.sha256.to_string())
                 .execute(&self.write)
                 .await
                 .map(|done| done.rows_affected() == 1)

@@ -87,11 +87,13 @@ on_both_queues! {
 
     async fn a_dead_upload_that_is_revived_is_queued_with_nothing_charged_to_it(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        assert!(!queue.revive(upload.id).await.unwrap(), "it is not dead");
+        assert!(!queue.revive(&upload).await.unwrap(), "it is not dead");
         let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
         queue.charge(&lease, "damaged", None).await.unwrap();
         assert_eq!(state(&queue, &upload).await, State::Dead);
-        assert!(queue.revive(upload.id).await.unwrap());
+        let other_bytes = Upload { sha256: Sha256::of(b"other"), ..(*upload).clone() };
+        assert!(!queue.revive(&other_bytes).await.unwrap(), "it is not that photo that is dead");
+        assert!(queue.revive(&upload).await.unwrap());
         let revived = queue.get(upload.id).await.unwrap().unwrap();
         assert_eq!((revived.state, revived.failures, revived.reason), (State::Queued, 0, None));
         assert_eq!(queue.books().await.unwrap().queued.uploads, 1);
