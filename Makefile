@@ -1,6 +1,6 @@
 # What a newcomer needs: `make test`. Everything else is listed by `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parts load torture planted-bugs
+.PHONY: help demo test lint parts load torture wire-test planted-bugs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,6 +21,9 @@ lint: ## format and lints, as CI has them
 
 torture: parts ## kill, starve and mislead the whole appliance FOR=10m, then count; WHAT=everything|postgres|s3|power
 	cargo test --locked --release --test torture
+
+wire-test: parts ## measure what leaves, frame by frame (needs root); WHAT=all|rates|takeover|slow|talkative FOR=40s RATES=1,5,25
+	WHAT="$${WHAT:-all}" cargo test --locked --release --test wire
 
 planted-bugs: parts ## plant ten bugs, one at a time, and print which test catches each (needs root)
 	tests/planted-bugs/run

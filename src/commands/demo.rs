@@ -109,6 +109,7 @@ pub async fn run(args: Args) -> Outcome {
         url,
         devices: args.devices as usize,
         per_minute: args.per_minute,
+        talkative: 1,
         photo_bytes: args.photo_bytes.0 as usize,
         pattern: args.pattern,
         duration: args.duration,

@@ -32,6 +32,9 @@ pub struct Args {
     /// Photos a minute from each
     #[arg(long, default_value_t = 2.0)]
     per_minute: f64,
+    /// The first device sends so many times as often as the others
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    talkative: u32,
     /// The size of a photo
     #[arg(long, default_value = "250kB")]
     photo_bytes: ByteSize,
@@ -54,6 +57,7 @@ pub async fn run(args: Args) -> Outcome {
         url: args.url,
         devices: args.devices as usize,
         per_minute: args.per_minute,
+        talkative: args.talkative,
         photo_bytes: args.photo_bytes.0 as usize,
         pattern: args.pattern,
         duration: args.duration,

@@ -1,7 +1,8 @@
 //! A fleet of simulated devices: what a site's cameras would send, against any URL.
 //!
-//! Always: every photo is distinct and has an `upload_id`; a device sends one photo at a time, tries again with the same id
-//! when it gets no answer, 408, 429 or 5xx, and waits as `Retry-After` says. Never: a yes that the appliance did not give.
+//! Always: every photo is distinct and has an `upload_id`; a device sends one photo at a time (only a talkative one sends a few),
+//! tries again with the same id when it gets no answer, 408, 429 or 5xx, and waits as `Retry-After` says. Never: a yes that the
+//! appliance did not give.
 
 pub mod photo;
 
@@ -25,6 +26,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Photos that a device has kept up when it comes back, with [`Pattern::Reconnect`].
 const KEPT_PHOTOS: u32 = 5;
+/// Photos that a talkative device sends at once at most: with one at a time it could not send as often as it is to.
+const SENDERS_MAX: u32 = 8;
 /// How long a device that has a photo under way may go on after the end.
 const LAST_TRIES: Duration = Duration::from_secs(30);
 
@@ -47,6 +50,8 @@ pub struct Plan {
     pub devices: usize,
     /// Photos a minute from each device.
     pub per_minute: f64,
+    /// The first device sends so many times as often as the others.
+    pub talkative: u32,
     pub photo_bytes: usize,
     pub pattern: Pattern,
     pub duration: Duration,
@@ -113,8 +118,10 @@ pub async fn run(
     let giving_up = CancellationToken::new();
     let mut devices = tokio::task::JoinSet::new();
     for number in 0..plan.devices {
-        let (shared, stop, giving_up) = (shared.clone(), stop.clone(), giving_up.clone());
-        devices.spawn(async move { device(&shared, number, began, end, stop, giving_up).await });
+        for sender in Sender::of_device(&plan, number) {
+            let (shared, stop, giving_up) = (shared.clone(), stop.clone(), giving_up.clone());
+            devices.spawn(async move { device(&shared, sender, began, end, stop, giving_up).await });
+        }
     }
     tokio::select! {
         () = sleep_until(end) => {}
@@ -137,24 +144,44 @@ struct Shared {
     run: u32,
 }
 
-/// One device's life.
+/// One of those that send a device's photos, mostly the only one.
+#[derive(Debug, Clone, Copy)]
+struct Sender {
+    device: usize,
+    /// Between two of its photos.
+    period: Duration,
+    /// Its first photo's place in the device's sequence, and the step to its next.
+    first: u32,
+    step: u32,
+}
+
+impl Sender {
+    fn of_device(plan: &Plan, device: usize) -> impl Iterator<Item = Sender> + use<> {
+        let times = if device == 0 { plan.talkative.max(1) } else { 1 };
+        let step = times.min(SENDERS_MAX);
+        let period = Duration::from_secs_f64(60.0 / plan.per_minute).mul_f64(f64::from(step) / f64::from(times));
+        (0..step).map(move |first| Sender { device, period, first, step })
+    }
+}
+
+/// The life of one device's sender.
 async fn device(
     shared: &Shared,
-    number: usize,
+    sender: Sender,
     began: Instant,
     end: Instant,
     stop: CancellationToken,
     giving_up: CancellationToken,
 ) {
     let plan = &shared.plan;
-    let period = Duration::from_secs_f64(60.0 / plan.per_minute);
-    let place = period.mul_f64(number as f64 / plan.devices as f64);
+    let Sender { device: number, period, first, step } = sender;
+    let place = period.mul_f64(number as f64 / plan.devices as f64 + f64::from(first) / f64::from(step));
     let mut kept = if plan.pattern == Pattern::Reconnect { KEPT_PHOTOS } else { 0 };
     let mut due = match plan.pattern {
         Pattern::Steady => began + place,
         Pattern::Burst | Pattern::Reconnect => began,
     };
-    for sequence in 0.. {
+    for sequence in (first..).step_by(step as usize) {
         if due >= end {
             return;
         }

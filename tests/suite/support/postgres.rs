@@ -104,6 +104,13 @@ impl Cluster {
         self.psql(&format!("CREATE DATABASE {name}")).unwrap();
         format!("postgres://forebay:unused@127.0.0.1:{}/{name}", self.port)
     }
+
+    /// The same for those in another network namespace: by the socket in its folder.
+    pub fn database_by_socket(&self) -> String {
+        let url = self.database();
+        let name = url.rsplit('/').next().unwrap_or_default();
+        format!("postgres://forebay:unused@localhost:{}/{name}?host={}", self.port, self.folder.display())
+    }
 }
 
 impl Drop for Cluster {

@@ -32,6 +32,14 @@ pub fn guarded(program: impl AsRef<std::ffi::OsStr>, signal: &str, user: Option<
     command
 }
 
+/// `program` guarded as by [`guarded`], in the network namespace that the file at `namespace` is.
+pub fn guarded_within(namespace: &std::path::Path, program: impl AsRef<std::ffi::OsStr>, signal: &str) -> Command {
+    let mut command = guarded("nsenter", signal, None);
+    // it becomes the program, so pid and signal stay
+    command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
+    command
+}
+
 /// Starts a command that was made by [`guarded`].
 pub fn start(mut command: Command) -> Child {
     let (sender, receiver) = mpsc::channel();

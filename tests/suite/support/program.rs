@@ -9,7 +9,7 @@ use forebay::config::Endpoint;
 use rustix::process::Signal;
 
 use super::eventually;
-use super::process::{guarded, start};
+use super::process::{guarded, guarded_within, start};
 
 /// A command with nothing of the caller's own settings.
 fn clean(mut command: Command) -> Command {
@@ -54,7 +54,17 @@ pub struct Program {
 impl Program {
     /// Starts a role on free ports and waits until it is up.
     pub async fn start(role: &str, settings: &[(String, String)], data_dir: &Path) -> Program {
-        let mut command = clean(guarded(env!("CARGO_BIN_EXE_forebay"), "KILL", None));
+        Program::start_by(guarded(env!("CARGO_BIN_EXE_forebay"), "KILL", None), role, settings, data_dir).await
+    }
+
+    /// As [`Program::start`], in a network namespace of its own.
+    pub async fn start_within(namespace: &Path, role: &str, settings: &[(String, String)], data_dir: &Path) -> Program {
+        let command = guarded_within(namespace, env!("CARGO_BIN_EXE_forebay"), "KILL");
+        Program::start_by(command, role, settings, data_dir).await
+    }
+
+    async fn start_by(command: Command, role: &str, settings: &[(String, String)], data_dir: &Path) -> Program {
+        let mut command = clean(command);
         command
             .arg(role)
             .env("FOREBAY_LISTEN", "127.0.0.1:0")

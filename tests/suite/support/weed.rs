@@ -1,5 +1,7 @@
-//! One SeaweedFS server for the test run: a real S3 server that is not ours. A bucket of its own for each test.
+//! SeaweedFS, a real S3 server that is not ours: one for the test run, with a bucket of its own for each test, and others for
+//! tests that put it behind a link.
 
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,21 +9,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use forebay::bucket::Bucket;
 use forebay::config::Endpoint;
 
-use super::process::{find_program, guarded, start};
+use super::process::{find_program, guarded, guarded_within, start};
 use super::{eventually, free_port};
 
 pub const ACCESS_KEY: &str = "test-access";
 pub const SECRET_KEY: &str = "test-secret";
 
-struct Server {
-    port: u16,
-    _process: Child,
+/// One server. Ended and removed when dropped.
+pub struct Server {
+    pub endpoint: Endpoint,
+    process: Child,
+    folder: PathBuf,
 }
 
-fn server() -> &'static Server {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let folder = std::env::temp_dir().join(format!("forebay-test-weed-{}", std::process::id()));
+impl Server {
+    /// Starts one at `address`, in another network namespace if asked. Blocks.
+    pub fn start(address: &str, namespace: Option<&Path>) -> Server {
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("forebay-test-weed-{}-{number}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         let identities = serde_json::json!({ "identities": [{
@@ -33,8 +39,12 @@ fn server() -> &'static Server {
         std::fs::write(&config, identities.to_string()).unwrap();
         let port = free_port();
         let weed = find_program("weed", &[concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/seaweedfs/bin")]);
-        let mut command = guarded(weed, "KILL", None);
-        command.args(["server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=2000"]);
+        let mut command = match namespace {
+            Some(namespace) => guarded_within(namespace, weed, "KILL"),
+            None => guarded(weed, "KILL", None),
+        };
+        command.args(["server", "-s3", "-volume.max=2000"]);
+        command.arg(format!("-ip={address}")).arg(format!("-ip.bind={address}"));
         command.args([
             "-master.volumeSizeLimitMB=64",
             "-master.telemetry=false",
@@ -58,21 +68,36 @@ fn server() -> &'static Server {
         command.arg(format!("-dir={}", folder.display())).arg(format!("-s3.config={}", config.display()));
         let log = std::fs::File::create(folder.join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        Server { port, _process: start(command) }
-    })
+        let endpoint = Endpoint {
+            url: format!("http://{address}:{port}"),
+            access_key: ACCESS_KEY.to_owned(),
+            secret_key: SECRET_KEY.to_owned(),
+        };
+        Server { endpoint, process: start(command), folder }
+    }
+
+    /// A new bucket, and its name.
+    pub async fn bucket(&self) -> (Bucket, String) {
+        static BUCKETS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
+        let bucket = Bucket::at(&self.endpoint, &name);
+        eventually("SeaweedFS to make a bucket", async || bucket.create().await.ok()).await;
+        (bucket, name)
+    }
 }
 
-/// A new bucket, and how to reach it.
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A new bucket on the server that the test run shares, and how to reach it.
 pub async fn bucket() -> (Bucket, Endpoint, String) {
-    static BUCKETS: AtomicU32 = AtomicU32::new(0);
-    let name = format!("test-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
-    let port = tokio::task::spawn_blocking(|| server().port).await.unwrap();
-    let endpoint = Endpoint {
-        url: format!("http://127.0.0.1:{port}"),
-        access_key: ACCESS_KEY.to_owned(),
-        secret_key: SECRET_KEY.to_owned(),
-    };
-    let bucket = Bucket::at(&endpoint, &name);
-    eventually("SeaweedFS to make a bucket", async || bucket.create().await.ok()).await;
-    (bucket, endpoint, name)
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let server = tokio::task::spawn_blocking(|| SERVER.get_or_init(|| Server::start("127.0.0.1", None))).await.unwrap();
+    let (bucket, name) = server.bucket().await;
+    (bucket, server.endpoint.clone(), name)
 }
