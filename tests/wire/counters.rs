@@ -164,9 +164,10 @@ impl Trace {
         self.0.iter().take_while(|(_, so_far)| so_far - first <= bytes).last().map(|(at, _)| *at)
     }
 
-    /// The last moment before payload went.
-    pub fn first_payload(&self) -> Option<Instant> {
-        self.0.windows(2).find(|pair| pair[1].1 - pair[0].1 >= PAYLOAD_BYTES).map(|pair| pair[0].0)
+    /// The first sample in which payload went: when it began and when it ended.
+    pub fn first_payload(&self) -> Option<(Instant, Instant)> {
+        let pair = self.0.windows(2).find(|pair| pair[1].1 - pair[0].1 >= PAYLOAD_BYTES)?;
+        Some((pair[0].0, pair[1].0))
     }
 
     fn windows(&self, seconds: u64) -> impl Iterator<Item = (f64, f64)> {

@@ -42,7 +42,7 @@ impl Veth {
             run(&format!("ethtool -K {near_interface} {offloads}"));
             run(&format!("ip addr add 10.98.{number}.1/24 dev {near_interface}"));
             run(&format!("ip link set {near_interface} up"));
-            run(&format!("ip route add {STORE} via 10.98.{number}.2"));
+            run(&format!("ip route replace {STORE} via 10.98.{number}.2"));
         });
         Veth { near, near_interface, far_interface }
     }
@@ -60,7 +60,10 @@ impl Veth {
 
 impl Drop for Veth {
     fn drop(&mut self) {
-        self.near.within(|| run(&format!("ip link del {}", self.near_interface)));
+        // where even this fails, it goes with its namespace
+        self.near.within(|| {
+            let _ = std::process::Command::new("ip").args(["link", "del", &self.near_interface]).output();
+        });
     }
 }
 
@@ -102,7 +105,7 @@ impl Emulated {
         };
         let (near_address, far_address) = (format!("10.98.{number}.1"), format!("10.98.{number}.2"));
         let near_device = set_up(&near_interface, &near_address, &far_address);
-        run(&format!("ip route add {STORE} dev {near_interface} src {near_address}"));
+        run(&format!("ip route replace {STORE} dev {near_interface} src {near_address}"));
         let far_device = far.within(|| set_up(&far_interface, &far_address, &near_address));
         let state = Arc::new(State::default());
         carry(near_device.clone(), far_device.clone(), shape, state.clone());

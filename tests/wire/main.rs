@@ -15,6 +15,9 @@ mod link;
 mod namespace;
 mod rates;
 mod rig;
+mod slow;
+mod takeover;
+mod talkative;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -145,6 +148,15 @@ async fn measure(plan: &Plan) -> bool {
     }
     if plan.what.has(What::Rates) {
         rates::run(plan, &far, &mut verdicts).await;
+    }
+    if plan.what.has(What::Takeover) {
+        takeover::run(&far, &mut verdicts).await;
+    }
+    if plan.what.has(What::Slow) {
+        slow::run(plan, &far, &mut verdicts).await;
+    }
+    if plan.what.has(What::Talkative) {
+        talkative::run(plan, &far, &mut verdicts).await;
     }
     verdicts.tell()
 }

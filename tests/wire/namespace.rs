@@ -28,6 +28,11 @@ impl Namespace {
         Namespace { file: File::open("/proc/thread-self/ns/net").unwrap() }
     }
 
+    /// The same one once more.
+    pub fn again(&self) -> Namespace {
+        Namespace { file: self.file.try_clone().unwrap() }
+    }
+
     /// A file by which other processes enter it.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))

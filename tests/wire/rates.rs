@@ -132,7 +132,7 @@ async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) ->
     let cpu = cpu_ms(drain.pid()) - cpu_before;
     let until = Instant::now() - Duration::from_secs(1);
     let uploaded = site.all_uploaded(patience).await && site.books().await.uploaded.uploads as u64 == site.photos;
-    let began = sampler.trace().since(started).first_payload().unwrap_or(started);
+    let began = sampler.trace().since(started).first_payload().map_or(started, |(from, _)| from);
     let seen = Seen::of(&sampler.trace().between(began, until), cpu);
 
     let allowed = rate as f64;
@@ -254,7 +254,7 @@ impl Rclone {
         let trace = sampler.trace().since(started);
         // while there is a backlog: until no more is left than can be on its way at once
         let total = trace.bytes();
-        let began = trace.first_payload().unwrap_or(started);
+        let began = trace.first_payload().map_or(started, |(from, _)| from);
         let until = trace.until_bytes(total.saturating_sub(TRANSFERS * PHOTO_BYTES)).unwrap_or(started);
         let mut seen = Seen::of(&trace.between(began, until), cpu);
         seen.cpu_ms_per_mb = cpu / (total as f64 / 1e6);
