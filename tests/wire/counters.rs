@@ -148,6 +148,11 @@ impl Trace {
         self.windows(seconds).map(|(bytes, took)| bytes / took.max(seconds as f64)).fold(0.0, f64::max)
     }
 
+    /// When the highest window of this many seconds ended.
+    pub fn highest_ends(&self, seconds: u64) -> Option<Instant> {
+        self.ends(seconds).max_by(|(_, one, _), (_, other, _)| one.total_cmp(other)).map(|(at, ..)| at)
+    }
+
     /// The lowest; none when it is shorter than a window.
     pub fn lowest(&self, seconds: u64) -> Option<f64> {
         self.windows(seconds).map(|(bytes, took)| bytes / took).min_by(f64::total_cmp)

@@ -68,6 +68,8 @@ pub async fn run(plan: &Plan, far: &Far, verdicts: &mut Verdicts) {
 /// What was seen of one backlog, from its first byte to its end.
 struct Poured {
     began: Instant,
+    /// A second before no upload waited any more.
+    gone: Instant,
     trace: Trace,
     while_backlog: Trace,
     stall_over: Option<Instant>,
@@ -110,12 +112,8 @@ impl Poured {
     /// Bytes per second in each ten seconds from the first byte on.
     fn tens(&self) -> Vec<f64> {
         let ten = Duration::from_secs(10);
-        let starts = (0..).map(|n| self.began + ten * n);
-        starts
-            .map(|from| self.while_backlog.between(from, from + ten))
-            .take_while(|ten| ten.bytes() > 0)
-            .map(|ten| ten.mean())
-            .collect()
+        let starts = (0..).map(|n| self.began + ten * n).take_while(|from| *from + ten <= self.gone);
+        starts.map(|from| self.while_backlog.between(from, from + ten).mean()).collect()
     }
 }
 
@@ -152,6 +150,7 @@ async fn pour(far: &Far, shape: Shape, bytes: u64, stall_after: Option<Duration>
     let arrived = site.books().await.uploaded;
     Poured {
         began,
+        gone,
         while_backlog: trace.between(began, gone),
         trace,
         stall_over,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::counters::Sampler;
+use crate::counters::{Sampler, Trace};
 use crate::link::Veth;
 use crate::namespace::Namespace;
 use crate::rig::{Far, Site, allowing};
@@ -67,7 +67,11 @@ pub async fn run(far: &Far, verdicts: &mut Verdicts) {
     let (took, next) = taken_over(&sampler, killed, leader).await;
     tokio::time::sleep(AROUND).await;
     let highest = sampler.trace().since(killed - AROUND).highest(1);
-    println!("  the one that pours is killed: the other pours after {took}; highest 1 s {}", percent(highest, RATE));
+    println!(
+        "  the one that pours is killed: the other pours after {took}; highest 1 s {}, {}",
+        percent(highest, RATE),
+        when(&sampler.trace().since(killed - AROUND), killed, "the kill")
+    );
     verdicts.hold("killed: the other pours within 10 s", took.is_in_time());
     verdicts.hold("killed: no second above the allowance", highest <= RATE as f64);
 
@@ -85,14 +89,24 @@ pub async fn run(far: &Far, verdicts: &mut Verdicts) {
     let highest = sampler.trace().since(held - Duration::from_secs(4)).highest(1);
     println!(
         "  the one that pours is held for {} s: the other pours after {took}; what was held sends {while_held} bytes from \
-         2 s on, and {sent} bytes once it is let go; highest 1 s {}",
+         2 s on, and {sent} bytes once it is let go; highest 1 s {}, {}",
         HELD.as_secs(),
-        percent(highest, RATE)
+        percent(highest, RATE),
+        when(&sampler.trace().since(held - Duration::from_secs(4)), woken, "it is let go")
     );
     verdicts.hold("held: the other pours within 10 s", took.is_in_time());
     verdicts.hold("held: nothing but farewells from the one that wakes", sent <= FAREWELL_BYTES);
     verdicts.hold("held: no second above the allowance", highest <= RATE as f64);
     verdicts.hold("takeover: there was a backlog to the end", site.books().await.queued.uploads > 0);
+}
+
+/// When the highest second was.
+fn when(trace: &Trace, event: Instant, name: &str) -> String {
+    match trace.highest_ends(1) {
+        Some(at) if at >= event => format!("which ends {:.1} s after {name}", (at - event).as_secs_f64()),
+        Some(at) => format!("which ends {:.1} s before {name}", (event - at).as_secs_f64()),
+        None => "at no time".to_owned(),
+    }
 }
 
 /// How long it took until another poured, if one did.
