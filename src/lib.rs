@@ -13,12 +13,14 @@ pub mod status;
 pub mod units;
 pub mod upload;
 
+// The budget: what leaves, and how fast.
+pub mod pacer;
+
 // Resources: each owns one outside thing, none knows another.
 pub mod bucket;
 pub mod embedded_s3;
 pub mod http;
 pub mod ledger;
-pub mod pacer;
 pub mod queue;
 pub mod spool;
 pub mod telemetry;

@@ -19,7 +19,7 @@ use crate::status::{
     BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, Forecast, QueueStatus, SpoolStatus, Status,
 };
 use crate::telemetry::metrics;
-use crate::units::UnixMs;
+use crate::units::{Rate, UnixMs};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Flows are means over this many periods.
@@ -82,7 +82,8 @@ impl Sampler {
         let Parts { roles, queue, spool, uplink, drain } = &self.parts;
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
-        let allowance = drain.as_ref().map_or(uplink.allowance(), |(pacer, _)| pacer.allowance());
+        let allowance =
+            drain.as_ref().map_or(Some(uplink.allowance()), |(pacer, _)| pacer.allowance()).unwrap_or(Rate(0));
         let backlog = latest.backlog();
         let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
         let leaving = match condition {

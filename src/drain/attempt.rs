@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Drain;
-use super::paced_body::{PacedBody, Turn};
 use super::underway::Cut;
 use crate::bucket::{Held, Object};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
+use crate::pacer::Turn;
 use crate::queue::Lease;
 use crate::telemetry::{link_trace, metrics};
 use crate::upload::UploadId;
@@ -23,8 +23,6 @@ pub const LEASE: Duration = Duration::from_secs(20);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// When the other side has not moved for this long, the connection is as good as dead.
 const STALL_MAX: Duration = Duration::from_secs(45);
-/// The size of a PUT's or HEAD's own head, paid for like the photo: signed headers of some 900 bytes.
-const REQUEST_HEAD_BYTES: u64 = 900;
 /// After so many failures of its own an upload is set aside.
 const FAILURES_MAX: i32 = 5;
 /// The rest after the first failure; it doubles with each.
@@ -82,37 +80,31 @@ enum Failed {
 async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<bool, Failed> {
     let upload = &lease.upload;
     let photo = drain.spool.read(upload.clone()).await.map_err(Failed::Spool)?;
-    let object =
-        Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &photo };
+    let object = Object {
+        key: &upload.object_key,
+        content_type: upload.content_type,
+        sha256: upload.sha256,
+        photo: &photo,
+        turn,
+    };
     if lease.attempt > 1 {
         // the attempt before may have succeeded without anyone hearing of it
-        match confirmed(drain, &object, turn).await {
+        match drain.bucket.confirmed(&object).await {
             Ok(Held::Yes) => return Ok(true),
             // nothing there, or nothing said, or not these bytes: the key is this upload's alone, so it is written
             Ok(Held::No | Held::NotSaid) | Err(Error::Refused(_)) => {}
             Err(error) => return Err(Failed::Bucket(error)),
         }
     }
-    drain.pay(REQUEST_HEAD_BYTES).await;
-    let body = PacedBody::new(photo.clone(), drain.pacer.clone(), turn.clone());
     crash_points::pass(Point::DrainPut).await.map_err(|e| Failed::Bucket(Error::unavailable("PUT", e)))?;
-    turn.is_theirs();
-    if drain.bucket.put(object.clone(), body).await.map_err(Failed::Bucket)? {
+    if drain.bucket.put(&object).await.map_err(Failed::Bucket)? {
         return Ok(false);
     }
-    match confirmed(drain, &object, turn).await.map_err(Failed::Bucket)? {
+    match drain.bucket.confirmed(&object).await.map_err(Failed::Bucket)? {
         Held::Yes => Ok(false),
         Held::No => Err(environment("the store answered success, but the object is not there")),
         Held::NotSaid => Err(environment("the store confirms no digest, and HEAD is forbidden: allow s3:GetObject")),
     }
-}
-
-/// Asks the store what it holds, paid for like everything.
-async fn confirmed(drain: &Drain, object: &Object<'_>, turn: &Turn) -> Result<Held> {
-    turn.is_ours();
-    drain.pay(REQUEST_HEAD_BYTES).await;
-    turn.is_theirs();
-    drain.bucket.confirmed(object).await
 }
 
 fn environment(why: &str) -> Failed {

@@ -7,9 +7,9 @@
 mod attempt;
 mod environment;
 mod leader;
-mod paced_body;
 mod suspects;
 mod underway;
+mod width;
 
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use self::environment::Environment;
 use self::leader::Leadership;
 use self::suspects::Suspects;
 use self::underway::Underway;
+use self::width::{Seen, Width};
 use crate::bucket::Bucket;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -32,15 +33,19 @@ use crate::spool::Spool;
 use crate::status::Condition;
 use crate::telemetry::metrics;
 
-/// Uploads on their way at once: enough to fill the allowance while others wait for their answers.
-const UPLOADS_AT_ONCE: usize = 8;
-/// Uploads on their way at most, those that stand still included: one more every few seconds for as long as a connection
+/// Uploads on their way beyond the width, all of which stand still: one more every few seconds for as long as a connection
 /// that stands still is kept.
-const UNDERWAY_MAX: usize = 16;
+const STILL_MAX: usize = 8;
+/// Bytes of photos on their way at most, though one always is: they are in memory.
+const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Uploads claimed at once at most.
+const CLAIM_MAX: usize = 16;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
 /// A claim that takes longer must not keep the lead from being renewed; what it leased comes back by itself.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often to look whether a pause that was asked for is over.
+const PAUSED_LOOK: Duration = Duration::from_millis(100);
 /// How often to look up from uploads that take long.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -60,6 +65,7 @@ pub struct Drain {
 impl Drain {
     pub fn new(spool: Spool, queue: Queue, bucket: Bucket, pacer: Pacer) -> Self {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let bucket = bucket.paced(&pacer);
         Drain {
             spool,
             queue,
@@ -87,11 +93,6 @@ impl Drain {
         !matches!(*self.condition.borrow(), Condition::Paused { .. })
     }
 
-    async fn pay(&self, bytes: u64) {
-        self.pacer.pay(bytes).await;
-        metrics().sent(bytes);
-    }
-
     /// Leases up to `limit` uploads, or in an outage the one to probe with.
     async fn claim(&self, limit: u32, outage: bool) -> Result<Vec<Lease>> {
         let leases = match outage {
@@ -108,8 +109,12 @@ impl Drain {
     /// Pours until `stop` is cancelled, then gives uploads on their way `grace` to finish; what does not, goes back to the
     /// queue.
     pub async fn run(&self, stop: CancellationToken, grace: Duration) {
-        let mut leadership = Leadership::new(self.queue.clone(), self.owner.clone());
+        let mut leadership = Leadership::new(self.queue.clone(), self.pacer.clone(), self.owner.clone());
         let mut underway = Underway::default();
+        let mut width = Width::default();
+        let mut sent_bytes = self.pacer.sent_bytes();
+        // the queue had as many as were asked for
+        let mut backlog = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
 
@@ -132,14 +137,35 @@ impl Drain {
                     continue;
                 }
             }
+            let sent = self.pacer.sent_bytes();
+            metrics().sent(sent - std::mem::replace(&mut sent_bytes, sent));
+            let Some(allowance) = self.pacer.allowance() else {
+                // for how long is not known, and no store waits for long; they leave when they may
+                underway.cut_all().await;
+                width.forget();
+                self.show(&environment, true);
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSED_LOOK) => {}
+                    () = stop.cancelled() => {}
+                }
+                continue;
+            };
             underway.cut_dead();
             let outage = environment.outage_since();
+            match outage {
+                None => width.look(
+                    Instant::now(),
+                    Seen { allowance, paid_bytes: self.pacer.paid_bytes(), waiting: self.pacer.waiting(), backlog },
+                ),
+                Some(_) => width.forget(),
+            }
             let free = match outage {
-                None => UPLOADS_AT_ONCE.saturating_sub(underway.occupying()),
+                None if underway.bytes() >= UNDERWAY_BYTES_MAX => 0,
+                None => width.uploads().saturating_sub(underway.occupying()).min(CLAIM_MAX),
                 // one probe at a time, beside those that were on their way already or stand still
                 Some(since) => usize::from(underway.moving_since(since) == 0),
             }
-            .min(UNDERWAY_MAX.saturating_sub(underway.len()));
+            .min((width.uploads() + STILL_MAX).saturating_sub(underway.len()));
             let resting = environment.rests_until();
 
             let (mut idle, mut queue_away) = (false, false);
@@ -150,6 +176,7 @@ impl Drain {
                     Ok(leases) => {
                         note_queue(&queue_outage, None);
                         idle = leases.len() < free;
+                        backlog = !idle;
                         leases.into_iter().for_each(|lease| underway.start(self, lease));
                     }
                     Err(error) => {

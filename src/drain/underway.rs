@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Drain;
 use super::attempt::{Outcome, attempt};
-use super::paced_body::Turn;
+use crate::pacer::Turn;
 use crate::queue::Lease;
 
 /// When the other side has not moved for this long, an upload stands still.
@@ -34,6 +34,7 @@ pub struct Underway {
 
 struct OnItsWay {
     began: Instant,
+    bytes: u64,
     attempt: i32,
     turn: Turn,
     cut: Cut,
@@ -76,6 +77,11 @@ impl Underway {
         self.tasks.len()
     }
 
+    /// Bytes of their photos, which are in memory.
+    pub fn bytes(&self) -> u64 {
+        self.uploads.values().map(|upload| upload.bytes).sum()
+    }
+
     /// How many do not stand still.
     pub fn moving(&self) -> usize {
         self.uploads.values().filter(|upload| upload.still_since().is_none()).count()
@@ -99,7 +105,8 @@ impl Underway {
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
-        let on_its_way = OnItsWay { began, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone() };
+        let bytes = lease.upload.size_bytes;
+        let on_its_way = OnItsWay { began, bytes, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone() };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut).await });
         self.uploads.insert(task.id(), on_its_way);

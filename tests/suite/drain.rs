@@ -9,7 +9,7 @@ use forebay::audit::{Depth, Subjects, audit};
 use forebay::bucket::{Bucket, Object};
 use forebay::config::Endpoint;
 use forebay::drain::Drain;
-use forebay::pacer::Pacer;
+use forebay::pacer::{Pacer, Turn};
 use forebay::status::Condition;
 use forebay::units::Rate;
 use forebay::upload::{Sha256, State};
@@ -150,9 +150,14 @@ async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
     let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
     let bytes = bytes::Bytes::from(photo(1));
     let upload = &record.upload;
-    let object =
-        Object { key: &upload.object_key, content_type: upload.content_type, sha256: upload.sha256, photo: &bytes };
-    bucket.put(object, http_body_util::Full::new(bytes.clone())).await.unwrap();
+    let object = Object {
+        key: &upload.object_key,
+        content_type: upload.content_type,
+        sha256: upload.sha256,
+        photo: &bytes,
+        turn: &Turn::default(),
+    };
+    bucket.put(&object).await.unwrap();
     site.queue.release(&lease, Duration::ZERO).await.unwrap();
 
     let pouring = pour(&site, &bucket, FAST);

@@ -157,8 +157,9 @@ async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
         content_type: forebay::upload::ImageType::Jpeg,
         sha256: Sha256::of(&other),
         photo: &other,
+        turn: &forebay::pacer::Turn::default(),
     };
-    bucket.put(object, http_body_util::Full::new(other.clone())).await.unwrap();
+    bucket.put(&object).await.unwrap();
     let on_disk = |view: &Value| {
         let id = view["id"].as_str().unwrap();
         data.join("spool").join(&id[id.len() - 2..]).join(id)

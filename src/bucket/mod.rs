@@ -3,6 +3,10 @@
 //! Always: one PUT a photo, with the SHA-256 taken at ingest, so that the store refuses altered bytes; success only when the
 //! store confirmed those bytes. Never: a retry of its own (the queue owns back-off, and bytes sent again are paid for again),
 //! and never a credential in an error.
+//!
+//! `client.rs` is the HTTP client beneath the SDK, whose connections a pacer may hold to its budget.
+
+mod client;
 
 use std::time::Duration;
 
@@ -15,13 +19,14 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
 use crate::config::{BucketConfig, Endpoint};
 use crate::error::{Error, Result, chain};
+use crate::pacer::{Pacer, Turn};
 use crate::upload::{ImageType, Sha256, Sha256Hasher};
 
 /// Longest wait for a connection to the store.
@@ -34,15 +39,18 @@ const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Bucket {
     client: Client,
     name: String,
+    /// Proxies of the environment are heeded.
+    proxies: bool,
 }
 
-/// A photo on its way to the bucket.
+/// A photo on its way to the bucket, and whose turn it is.
 #[derive(Debug, Clone)]
 pub struct Object<'a> {
     pub key: &'a str,
     pub content_type: ImageType,
     pub sha256: Sha256,
     pub photo: &'a Bytes,
+    pub turn: &'a Turn,
 }
 
 /// Whether the store has an object.
@@ -70,7 +78,7 @@ impl Bucket {
             // compatible stores do not care; AWS itself answers with the right one
             builder = builder.region(Region::new("us-east-1"));
         }
-        Bucket::with(builder, &config.name)
+        Bucket::with(builder, &config.name, true)
     }
 
     /// A bucket at an endpoint that is given, not configured.
@@ -81,16 +89,23 @@ impl Bucket {
             .endpoint_url(&endpoint.url)
             .region(Region::new("us-east-1"))
             .credentials_provider(credentials)
-            .force_path_style(true)
-            // plain HTTP, and past any proxy of the environment: the store is on this machine
-            .http_client(aws_smithy_http_client::Builder::new().build_http());
-        Bucket::with(builder, name)
+            .force_path_style(true);
+        // the store is on this machine: no proxy
+        Bucket::with(builder, name, false)
     }
 
-    fn with(builder: aws_sdk_s3::config::Builder, name: &str) -> Bucket {
+    /// The same bucket, but every byte to it is paid for.
+    pub fn paced(&self, pacer: &Pacer) -> Bucket {
+        let client = client::Client::new(Some(pacer.clone()), self.proxies);
+        let config = self.client.config().to_builder().http_client(client).build();
+        Bucket { client: Client::from_conf(config), ..self.clone() }
+    }
+
+    fn with(builder: aws_sdk_s3::config::Builder, name: &str, proxies: bool) -> Bucket {
         let timeouts =
             TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(SMALL_REQUEST_TIMEOUT).build();
         let config = builder
+            .http_client(client::Client::new(None, proxies))
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
             // a paced body is meant to stall; the deadline of the attempt is ours
@@ -99,21 +114,18 @@ impl Bucket {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
-        Bucket { client: Client::from_conf(config), name: name.to_owned() }
+        Bucket { client: Client::from_conf(config), name: name.to_owned(), proxies }
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Puts one photo, as `body` gives its bytes. True when the store's answer confirmed them; otherwise
-    /// [`Bucket::confirmed`] must be asked.
+    /// Puts one photo. True when the store's answer confirmed its bytes; otherwise [`Bucket::confirmed`] must be asked.
     ///
     /// [`Error::Unavailable`] when the environment is at fault, [`Error::Refused`] when this very object is.
-    pub async fn put<B>(&self, object: Object<'_>, body: B) -> Result<bool>
-    where
-        B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + Sync + 'static,
-    {
+    pub async fn put(&self, object: &Object<'_>) -> Result<bool> {
+        let turn = object.turn.clone();
         let put = self
             .client
             .put_object()
@@ -122,17 +134,18 @@ impl Bucket {
             .content_type(object.content_type.as_str())
             .content_length(object.photo.len() as i64)
             .checksum_sha256(object.sha256.base64())
-            .body(ByteStream::new(SdkBody::from_body_1_x(body)))
+            .body(ByteStream::from(object.photo.clone()))
             .customize()
+            .mutate_request(move |request| request.add_extension(turn.clone()))
             .config_override(aws_sdk_s3::config::Builder::new().timeout_config(
-                // a slow link is no failure; whoever feeds the body watches its progress
+                // a slow link is no failure; whoever sends watches the turn
                 TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).disable_operation_timeout().build(),
             ))
             .send()
             .await
             .map_err(|error| classify(&format!("PUT {}", object.key), error))?;
         match put.checksum_sha256() {
-            Some(digest) => confirm_digest(&object, digest).map(|()| true),
+            Some(digest) => confirm_digest(object, digest).map(|()| true),
             None => Ok(false),
         }
     }
@@ -140,12 +153,15 @@ impl Bucket {
     /// Whether the store holds exactly this photo under its key. An error when it holds something else there, or gives no
     /// digest by which to tell.
     pub async fn confirmed(&self, object: &Object<'_>) -> Result<Held> {
+        let turn = object.turn.clone();
         let head = self
             .client
             .head_object()
             .bucket(&self.name)
             .key(object.key)
             .checksum_mode(ChecksumMode::Enabled)
+            .customize()
+            .mutate_request(move |request| request.add_extension(turn.clone()))
             .send()
             .await;
         let head = match head {

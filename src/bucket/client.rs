@@ -1,0 +1,334 @@
+//! The HTTP client beneath the S3 SDK: one request at a time on each of a few kept connections, which a pacer may hold to its
+//! budget.
+//!
+//! Always: HTTP/1.1, as S3 speaks it; TLS with the system's certificates; past a proxy if the environment names one; a
+//! request that never left a kept connection, because the store had closed it, is sent again on a new one. Never: a retry of
+//! anything else.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aws_sdk_s3::config::{HttpClient, RuntimeComponents};
+use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use http::header::{HOST, PROXY_AUTHORIZATION};
+use http::uri::Scheme;
+use http::{HeaderValue, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use crate::pacer::{Meter, PacedConnection, Pacer, Turn};
+
+/// A connection that was not used for so long is closed: stores and firewalls give up theirs after about as long.
+const IDLE_MAX: Duration = Duration::from_secs(15);
+/// Longest wait for a connection where the SDK does not say.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pacer: Option<Pacer>,
+    proxies: Option<Matcher>,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection that waits for its next request.
+struct Idle {
+    to: Uri,
+    sender: SendRequest<SdkBody>,
+    meter: Weak<Meter>,
+    since: Instant,
+}
+
+impl Client {
+    /// Connections that pay `pacer` for their bytes, if there is one; with `proxies` they go past those that the environment
+    /// names.
+    pub fn new(pacer: Option<Pacer>, proxies: bool) -> Client {
+        let proxies = proxies.then(Matcher::from_env);
+        Client { inner: Arc::new(Inner { pacer, proxies, idle: Mutex::default() }) }
+    }
+
+    async fn send(&self, mut request: Request<SdkBody>, timeout: Duration) -> Result<Response<Incoming>, Failure> {
+        let to = origin(request.uri())?;
+        let turn = request.extensions_mut().remove::<Turn>().unwrap_or_default();
+        if !request.headers().contains_key(HOST) {
+            let host = host(&to)?;
+            request.headers_mut().insert(HOST, host);
+        }
+        let intercept = self.inner.proxies.as_ref().and_then(|proxies| proxies.intercept(&to));
+        match &intercept {
+            // a proxy for plain HTTP is given the whole address
+            Some(proxy) if to.scheme() == Some(&Scheme::HTTP) => {
+                if let Some(auth) = proxy.basic_auth() {
+                    request.headers_mut().insert(PROXY_AUTHORIZATION, auth.clone());
+                }
+            }
+            _ => {
+                let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+                *request.uri_mut() = path.parse()?;
+            }
+        }
+        while let Some(mut kept) = self.take_idle(&to) {
+            if let Some(meter) = kept.meter.upgrade() {
+                meter.carry(&turn);
+            }
+            turn.is_theirs();
+            match kept.sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.keep(kept);
+                    return Ok(response);
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(never_sent) => request = never_sent,
+                    None => return Err(error.into_error().into()),
+                },
+            }
+        }
+        turn.is_theirs();
+        let opening = self.open(&to, intercept.map(|proxy| (proxy.uri().clone(), proxy.basic_auth().cloned())), &turn);
+        let mut opened = tokio::time::timeout(timeout, opening).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {to} within {timeout:?}"))
+        })??;
+        let response = opened.sender.send_request(request).await?;
+        self.keep(opened);
+        Ok(response)
+    }
+
+    async fn open(&self, to: &Uri, proxy: Option<(Uri, Option<HeaderValue>)>, turn: &Turn) -> Result<Idle, Failure> {
+        let mut dial = Dial { pacer: self.inner.pacer.clone() };
+        let plain = to.scheme() == Some(&Scheme::HTTP);
+        let connection = match proxy {
+            None => dial.call(to.clone()).await?,
+            Some((proxy, _)) if plain => dial.call(proxy).await?,
+            Some((proxy, auth)) => {
+                let tunnel = Tunnel::new(proxy, dial);
+                let mut tunnel = match auth {
+                    Some(auth) => tunnel.with_auth(auth),
+                    None => tunnel,
+                };
+                tunnel.call(to.clone()).await?
+            }
+        }
+        .into_inner();
+        let meter = match &connection {
+            Connection::Paced(paced) => Arc::downgrade(&paced.meter()),
+            Connection::Free(_) => Weak::new(),
+        };
+        if let Some(meter) = meter.upgrade() {
+            meter.carry(turn);
+        }
+        let sender = match plain {
+            true => speak(connection).await?,
+            false => {
+                let name = to.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+                speak(TlsConnector::from(tls()?).connect(ServerName::try_from(name)?, connection).await?).await?
+            }
+        };
+        Ok(Idle { to: to.clone(), sender, meter, since: Instant::now() })
+    }
+
+    /// The connection used last: one that stays warm is worth more than two that cool down.
+    fn take_idle(&self, to: &Uri) -> Option<Idle> {
+        let mut idle = self.idle();
+        idle.retain(|kept| !kept.sender.is_closed() && kept.since.elapsed() < IDLE_MAX);
+        let place = idle.iter().rposition(|kept| kept.to == *to && kept.sender.is_ready())?;
+        Some(idle.remove(place))
+    }
+
+    fn keep(&self, used: Idle) {
+        self.idle().push(Idle { since: Instant::now(), ..used });
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.inner.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Begins HTTP on a connection, which is then driven by a task of its own.
+async fn speak<C>(connection: C) -> Result<SendRequest<SdkBody>, Failure>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, driver) = handshake(TokioIo::new(connection)).await?;
+    tokio::spawn(async move {
+        // its end is seen by whoever waits for an answer
+        let _ = driver.await;
+    });
+    Ok(sender)
+}
+
+/// Scheme and authority of an address.
+fn origin(uri: &Uri) -> Result<Uri, Failure> {
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+        return Err(format!("{uri} names no host").into());
+    };
+    Ok(Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query("/").build()?)
+}
+
+/// The host as it is signed: with its port, unless that is the scheme's own.
+fn host(to: &Uri) -> Result<HeaderValue, Failure> {
+    let host = to.host().unwrap_or_default();
+    let own = if to.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    Ok(match to.port_u16().filter(|port| *port != own) {
+        Some(port) => HeaderValue::try_from(format!("{host}:{port}"))?,
+        None => HeaderValue::try_from(host)?,
+    })
+}
+
+/// The system's certificates, read once.
+fn tls() -> Result<Arc<ClientConfig>, Failure> {
+    static TLS: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(tls) = TLS.get() {
+        return Ok(tls.clone());
+    }
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let why = found.errors.first().map_or("none are installed".to_owned(), |error| error.to_string());
+        return Err(
+            format!("this machine has no certificates to know a store by ({why}); install ca-certificates").into()
+        );
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(TLS.get_or_init(|| Arc::new(versions.with_root_certificates(roots).with_no_client_auth())).clone())
+}
+
+/// A connection, paced or not.
+enum Connection {
+    Paced(PacedConnection),
+    Free(tokio::net::TcpStream),
+}
+
+/// Opens TCP connections.
+#[derive(Clone)]
+struct Dial {
+    pacer: Option<Pacer>,
+}
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<Connection>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let pacer = self.pacer.clone();
+        Box::pin(async move {
+            let mut connector = TcpConnector::new();
+            connector.enforce_http(false);
+            connector.set_nodelay(true);
+            let tcp = connector.call(to).await?.into_inner();
+            Ok(TokioIo::new(match pacer {
+                Some(pacer) => Connection::Paced(PacedConnection::new(tcp, pacer)),
+                None => Connection::Free(tcp),
+            }))
+        })
+    }
+}
+
+/// Calls the same method on whichever connection there is.
+macro_rules! on_connection {
+    ($self:ident, $method:ident($($argument:expr),*)) => {
+        match $self.get_mut() {
+            Connection::Paced(connection) => Pin::new(connection).$method($($argument),*),
+            Connection::Free(connection) => Pin::new(connection).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_connection!(self, poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        on_connection!(self, poll_write(cx, buffer))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_connection!(self, poll_write_vectored(cx, buffers))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_connection!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_connection!(self, poll_shutdown(cx))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("paced", &self.inner.pacer.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl HttpClient for Client {
+    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        let connect_timeout = settings.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
+        SharedHttpConnector::new(Connector { client: self.clone(), connect_timeout })
+    }
+}
+
+/// The client with the settings of one request.
+#[derive(Debug)]
+struct Connector {
+    client: Client,
+    connect_timeout: Duration,
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let (client, connect_timeout) = (self.client.clone(), self.connect_timeout);
+        HttpConnectorFuture::new(async move {
+            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let response = client.send(request, connect_timeout).await.map_err(ConnectorError::io)?;
+            HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}

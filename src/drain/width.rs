@@ -1,0 +1,198 @@
+//! How many uploads are on their way at once: as many as fill the allowance, and no more.
+//!
+//! Always: widened only while the allowance is not filled although more waits to leave, and kept only if more then leaves;
+//! a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections. Never:
+//! beyond a fixed number, or below one that keeps a quick store busy.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::units::Rate;
+
+const MIN: usize = 4;
+const FIRST: usize = 8;
+const MAX: usize = 128;
+/// How long a width is watched before it is judged. Uploads that were begun with another one have mostly ended by then.
+const PERIOD: Duration = Duration::from_millis(1500);
+/// The part of the allowance that counts as filled.
+const FILLED: f64 = 0.97;
+/// A wider way must bring at least this part of what it is wider by.
+const WORTH: f64 = 0.3;
+/// How long a width that did not help is not tried again; it doubles each time.
+const REST_MIN: Duration = Duration::from_secs(30);
+const REST_MAX: Duration = Duration::from_secs(480);
+/// When so many wait for the pacer on the mean, there are more on their way than the allowance needs.
+const WAITING_MAX: f64 = 4.0;
+
+/// The width of one drain.
+#[derive(Debug)]
+pub struct Width {
+    uploads: usize,
+    began: Option<Instant>,
+    paid_bytes: u64,
+    /// Looks, and how many waited for the pacer at all of them.
+    looks: u32,
+    waiting: usize,
+    /// There was more to send at every look.
+    backlog: bool,
+    trial: Option<Trial>,
+    rest: Duration,
+    rests_until: Option<Instant>,
+}
+
+/// A width that was widened, and what left before.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    from: usize,
+    rate: f64,
+    /// The first period still has uploads in it that were begun before.
+    settled: bool,
+}
+
+/// What is seen of the drain at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    pub allowance: Rate,
+    /// Paid for since the start.
+    pub paid_bytes: u64,
+    /// How many wait for the pacer.
+    pub waiting: usize,
+    /// More waits than is on its way.
+    pub backlog: bool,
+}
+
+impl Default for Width {
+    fn default() -> Self {
+        Width {
+            uploads: FIRST,
+            began: None,
+            paid_bytes: 0,
+            looks: 0,
+            waiting: 0,
+            backlog: true,
+            trial: None,
+            rest: REST_MIN,
+            rests_until: None,
+        }
+    }
+}
+
+impl Width {
+    /// How many may be on their way.
+    pub fn uploads(&self) -> usize {
+        self.uploads
+    }
+
+    /// Takes in what is seen now.
+    pub fn look(&mut self, now: Instant, seen: Seen) {
+        self.looks += 1;
+        self.waiting += seen.waiting;
+        self.backlog &= seen.backlog;
+        let Some(began) = self.began else { return self.begin(now, seen.paid_bytes) };
+        let seconds = (now - began).as_secs_f64();
+        if seconds >= PERIOD.as_secs_f64() {
+            self.judge(now, (seen.paid_bytes - self.paid_bytes) as f64 / seconds, seen.allowance);
+            self.begin(now, seen.paid_bytes);
+        }
+    }
+
+    /// Nothing is to be learnt from what was seen so far: the drain paused, or its allowance changed.
+    pub fn forget(&mut self) {
+        self.trial = None;
+        self.began = None;
+    }
+
+    fn begin(&mut self, now: Instant, paid_bytes: u64) {
+        (self.began, self.paid_bytes) = (Some(now), paid_bytes);
+        (self.looks, self.waiting, self.backlog) = (0, 0, true);
+    }
+
+    fn judge(&mut self, now: Instant, rate: f64, allowance: Rate) {
+        let filled = rate >= FILLED * allowance.0 as f64;
+        let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
+        match &mut self.trial {
+            Some(trial) if !trial.settled => trial.settled = true,
+            Some(trial) => {
+                let wider_by = self.uploads as f64 / trial.from as f64 - 1.0;
+                let worth = filled || rate >= trial.rate * (1.0 + WORTH * wider_by);
+                if worth {
+                    self.rest = REST_MIN;
+                } else {
+                    self.uploads = trial.from;
+                    self.rests_until = Some(now + self.rest);
+                    self.rest = (self.rest * 2).min(REST_MAX);
+                }
+                self.trial = None;
+                if worth && !filled && self.backlog {
+                    self.widen(rate);
+                }
+            }
+            None if filled => {
+                if waiting > WAITING_MAX {
+                    self.uploads = (self.uploads - 1).max(MIN);
+                }
+            }
+            None if self.backlog && self.rests_until.is_none_or(|until| until <= now) => self.widen(rate),
+            None => {}
+        }
+    }
+
+    fn widen(&mut self, rate: f64) {
+        if self.uploads < MAX {
+            self.trial = Some(Trial { from: self.uploads, rate, settled: false });
+            self.uploads = (self.uploads + self.uploads.div_ceil(2)).min(MAX);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWANCE: Rate = Rate(5_000_000);
+
+    /// The width after some seconds on a way where `rate_of` so many uploads leave so many bytes a second.
+    fn after(seconds: u64, rate_of: impl Fn(usize) -> f64) -> Width {
+        let (mut width, mut paid, start) = (Width::default(), 0.0, Instant::now());
+        for tick in 0..seconds * 10 {
+            let rate = rate_of(width.uploads()).min(ALLOWANCE.0 as f64);
+            paid += rate / 10.0;
+            let filled = rate >= ALLOWANCE.0 as f64;
+            let waiting = if filled { width.uploads() / 2 } else { 0 };
+            let seen = Seen { allowance: ALLOWANCE, paid_bytes: paid as u64, waiting, backlog: true };
+            width.look(start + Duration::from_millis(tick * 100), seen);
+        }
+        width
+    }
+
+    #[test]
+    fn a_long_round_trip_is_filled_within_half_a_minute() {
+        // 250 kB every 1.8 s
+        let way = |uploads: usize| uploads as f64 * 250_000.0 / 1.8;
+        assert!(way(after(30, way).uploads()) >= FILLED * ALLOWANCE.0 as f64);
+    }
+
+    #[test]
+    fn a_link_slower_than_the_allowance_is_not_flooded() {
+        let most = (1..600).map(|seconds| after(seconds, |_| 1_000_000.0).uploads()).max().unwrap();
+        assert!(most <= FIRST + FIRST / 2, "{most}");
+        assert_eq!(after(30, |_| 1_000_000.0).uploads(), FIRST);
+    }
+
+    #[test]
+    fn a_quick_store_needs_few() {
+        let quick = |uploads: usize| uploads as f64 * 10_000_000.0;
+        assert!((MIN..=FIRST).contains(&after(60, quick).uploads()));
+    }
+
+    #[test]
+    fn it_stays_as_it_is_while_there_is_too_little_to_send() {
+        let (mut width, start) = (Width::default(), Instant::now());
+        for tick in 0..600 {
+            let seen = Seen { allowance: ALLOWANCE, paid_bytes: tick * 1000, waiting: 0, backlog: false };
+            width.look(start + Duration::from_millis(tick * 100), seen);
+        }
+        assert_eq!(width.uploads(), FIRST);
+    }
+}

@@ -1,0 +1,334 @@
+//! A TCP connection whose every byte is paid for before it leaves.
+//!
+//! Always: what is above it (HTTP heads, TLS, photos) is paid for alike, a packet's headers included, at the moment at which
+//! the kernel has room to send it; what the kernel sends by itself (acknowledgements, what it sends again) is found by
+//! looking, and paid for by the next. Never: bytes that were paid for waiting in a buffer, from which they could leave in a
+//! burst later.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::Pacer;
+use super::tcp::{self, TcpInfo};
+
+/// How long a connection whose congestion window is full waits before it looks again.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+
+/// Whose turn it is on the way to the bucket; readable while a photo is being sent. To wait for the pacer is not to stall,
+/// and neither is to be slow: as long as the other side acknowledges bytes, something moves.
+#[derive(Debug, Clone, Default)]
+pub struct Turn(Arc<Mutex<Option<Instant>>>);
+
+impl Turn {
+    /// Something moved, and the link and the store are to move next.
+    pub fn is_theirs(&self) {
+        *self.get() = Some(Instant::now());
+    }
+
+    /// The drain itself is to move.
+    pub fn is_ours(&self) {
+        *self.get() = None;
+    }
+
+    /// Since when the link and the store are waited for.
+    pub fn theirs_since(&self) -> Option<Instant> {
+        *self.get()
+    }
+
+    /// They moved, if it is their turn.
+    fn moved(&self) {
+        if let Some(since) = &mut *self.get() {
+            *since = Instant::now();
+        }
+    }
+
+    /// They are waited for, from now on unless they were before.
+    fn waits_for_them(&self) {
+        self.get().get_or_insert_with(Instant::now);
+    }
+
+    fn get(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The connection.
+pub struct PacedConnection {
+    meter: Arc<Meter>,
+    paying: Option<Paying>,
+    room: Option<Pin<Box<Sleep>>>,
+}
+
+/// A payment under way, for so much payload, of so many bytes on the wire.
+struct Paying {
+    payload_bytes: u64,
+    due_bytes: u64,
+    payment: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What is known of one connection: by itself, by the pacer that looks at all of them, and by whoever sends over it.
+pub struct Meter {
+    tcp: TcpStream,
+    pacer: Pacer,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Payload handed to the kernel.
+    written_bytes: u64,
+    /// What was paid for it, headers included.
+    paid_bytes: u64,
+    /// What was on the wire at the last look.
+    wire_bytes: u64,
+    /// What the other side had acknowledged and sent at the last look.
+    moved_bytes: u64,
+    /// Whose upload it carries.
+    turn: Turn,
+}
+
+impl PacedConnection {
+    pub fn new(tcp: TcpStream, pacer: Pacer) -> PacedConnection {
+        tcp::prepare(&tcp);
+        let meter = Arc::new(Meter { tcp, pacer, seen: Mutex::default() });
+        meter.pacer.watch(&meter);
+        PacedConnection { meter, paying: None, room: None }
+    }
+
+    /// Its meter, for whoever sends over it.
+    pub fn meter(&self) -> Arc<Meter> {
+        self.meter.clone()
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let bytes: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        if bytes == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        loop {
+            let paying = match &mut self.paying {
+                Some(paying) => paying,
+                None => {
+                    let payload_bytes = ready!(self.poll_room(cx, bytes))?;
+                    let due_bytes = self.meter.due_for(payload_bytes);
+                    let pacer = self.meter.pacer.clone();
+                    let payment = Box::pin(async move { pacer.pay(due_bytes).await });
+                    self.paying.insert(Paying { payload_bytes, due_bytes, payment })
+                }
+            };
+            if paying.payment.as_mut().poll(cx).is_pending() {
+                self.meter.seen().turn.is_ours();
+                return Poll::Pending;
+            }
+            let (payload_bytes, due_bytes) = (paying.payload_bytes.min(bytes), paying.due_bytes);
+            self.paying = None;
+            match self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes)) {
+                Ok(written) => {
+                    self.meter.wrote(written as u64, due_bytes, written as u64 == payload_bytes);
+                    return Poll::Ready(Ok(written));
+                }
+                // what was paid for could not leave; it is paid for again when it can, so that no burst can be saved up
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Waits until the kernel would send something at once; how many bytes of `bytes` to pay for.
+    fn poll_room(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<io::Result<u64>> {
+        loop {
+            if let Some(pause) = &mut self.room {
+                ready!(pause.as_mut().poll(cx));
+                self.room = None;
+            }
+            if self.meter.tcp.poll_write_ready(cx)?.is_pending() {
+                self.meter.seen().turn.waits_for_them();
+                return Poll::Pending;
+            }
+            let info = self.meter.look();
+            if info.unsent_bytes < info.segment_bytes && info.room_bytes >= bytes.min(info.segment_bytes) {
+                return Poll::Ready(Ok(self.meter.pacer.slice_of(bytes.min(info.room_bytes), &info)));
+            }
+            self.meter.seen().turn.waits_for_them();
+            self.room = Some(Box::pin(sleep(ROOM_PAUSE)));
+        }
+    }
+}
+
+impl Meter {
+    /// Says whose upload the connection carries from now on.
+    pub fn carry(&self, turn: &Turn) {
+        self.seen().turn = turn.clone();
+    }
+
+    /// What is to be paid before so much payload may leave, less what was paid too much so far.
+    fn due_for(&self, payload_bytes: u64) -> u64 {
+        let info = self.settle();
+        (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
+    }
+
+    fn wrote(&self, payload_bytes: u64, due_bytes: u64, all_of_it: bool) {
+        let owed_bytes = if all_of_it { u64::MAX } else { self.look().owed_bytes() };
+        let mut seen = self.seen();
+        seen.written_bytes += payload_bytes;
+        // what was paid for and could not leave is forfeit
+        seen.paid_bytes = (seen.paid_bytes + due_bytes).min(owed_bytes.max(seen.paid_bytes));
+        seen.turn.is_theirs();
+    }
+
+    /// Has the pacer charge what left without having been paid for, and sees whether anything moved.
+    pub(super) fn settle(&self) -> TcpInfo {
+        let info = self.look();
+        let mut seen = self.seen();
+        let moved_bytes = info.acked_bytes + info.received_bytes;
+        if moved_bytes != seen.moved_bytes {
+            seen.moved_bytes = moved_bytes;
+            seen.turn.moved();
+        }
+        let unpaid_bytes = info.owed_bytes().saturating_sub(seen.paid_bytes);
+        seen.paid_bytes += unpaid_bytes;
+        self.pacer.charge(unpaid_bytes);
+        info
+    }
+
+    fn look(&self) -> TcpInfo {
+        let mut seen = self.seen();
+        let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| TcpInfo::estimated(seen.written_bytes));
+        self.pacer.sent(info.wire_bytes().saturating_sub(seen.wire_bytes));
+        seen.wire_bytes = seen.wire_bytes.max(info.wire_bytes());
+        info
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// The first `bytes` of `buffers`.
+fn first_of<'a>(buffers: &'a [IoSlice<'a>], bytes: u64) -> Vec<IoSlice<'a>> {
+    let mut left = bytes as usize;
+    let parts = buffers.iter().map(|buffer| {
+        let part = &buffer[..buffer.len().min(left)];
+        left -= part.len();
+        IoSlice::new(part)
+    });
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+impl AsyncWrite for PacedConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, &[IoSlice::new(buffer)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        use rustix::net::{Shutdown, shutdown};
+        Poll::Ready(shutdown(&self.meter.tcp, Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+impl AsyncRead for PacedConnection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.meter.tcp.poll_read_ready(cx))?;
+            match self.meter.tcp.try_read(into.initialize_unfilled()) {
+                Ok(read) => {
+                    into.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::units::Rate;
+
+    async fn connected(pacer: &Pacer) -> (PacedConnection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        (PacedConnection::new(near, pacer.clone()), far)
+    }
+
+    #[tokio::test]
+    async fn what_leaves_is_paid_for_with_its_headers_and_answers_with_their_acknowledgements() {
+        let pacer = Pacer::new(Rate(20_000_000));
+        let (mut near, mut far) = connected(&pacer).await;
+        let answering = tokio::spawn(async move {
+            let mut taken = vec![0; 1_000_000];
+            far.read_exact(&mut taken).await.unwrap();
+            far.write_all(&taken).await.unwrap();
+            far
+        });
+        near.write_all(&vec![7; 1_000_000]).await.unwrap();
+        near.read_exact(&mut vec![0; 1_000_000]).await.unwrap();
+        let _far = answering.await.unwrap();
+        near.meter.settle();
+        near.write_all(b"and the next pays for the acknowledgements").await.unwrap();
+        near.meter.settle();
+        let (paid, sent) = (pacer.paid_bytes(), pacer.sent_bytes());
+        assert!(sent > 1_000_000 + 1_000_000 / 65_483 * 66, "{sent}");
+        assert!(paid.abs_diff(sent) < 5_000, "paid {paid}, sent {sent}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_paid_for_a_connection_that_does_not_move() {
+        let pacer = Pacer::new(Rate(1_000_000_000));
+        let (mut near, far) = connected(&pacer).await;
+        let turn = Turn::default();
+        near.meter.carry(&turn);
+        let photo = vec![7; 64 << 20];
+        assert!(tokio::time::timeout(Duration::from_millis(500), near.write_all(&photo)).await.is_err());
+        assert!(turn.theirs_since().is_some(), "the other side is waited for");
+        let (paid, sent) = (pacer.paid_bytes(), pacer.sent_bytes());
+        assert!(paid < 32 << 20 && paid.abs_diff(sent) < 200_000, "paid {paid}, sent {sent}");
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_pacer_waits_for_nobody_else() {
+        let pacer = Pacer::new(Rate(1_000));
+        let (mut near, _far) = connected(&pacer).await;
+        let turn = Turn::default();
+        near.meter.carry(&turn);
+        turn.is_theirs();
+        assert!(tokio::time::timeout(Duration::from_millis(100), near.write_all(&[7; 100_000])).await.is_err());
+        assert_eq!(turn.theirs_since(), None);
+    }
+}

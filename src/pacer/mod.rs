@@ -1,0 +1,516 @@
+//! The byte budget: whatever goes out is paid for here first, in small equal slices, first come first served.
+//!
+//! Two rules hold at once. *Smoothness* is GCRA, by governor: slices leave in an even stream, and a stream that a late timer
+//! held up may catch up by [`CATCH_UP`]. *The limit* is a window over what was paid for in the last second: whatever
+//! happens, no second holds more than the allowance. A token bucket alone could not do both: it lets its rate and its burst
+//! through in one second, so it would have to run slower by all that it may catch up.
+//!
+//! Always: bytes are paid for before they enter a socket, headers and re-sent bytes included; what the kernel sends by itself
+//! is charged within [`LOOK`]. Never: a second above the allowance, or a burst at start, after idling or after a change of
+//! rate; and no byte once the right to pour has run out, however long the process was held.
+//!
+//! `connection.rs` is the way to pay: a TCP connection that does so by itself. `tcp.rs` is what the kernel knows of one.
+
+mod connection;
+mod tcp;
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as BlockingMutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+pub use self::connection::{Meter, PacedConnection, Turn};
+use self::tcp::TcpInfo;
+use crate::units::Rate;
+
+/// A slice is what the allowance brings in this time…
+const SLICE_TIME: Duration = Duration::from_millis(4);
+/// …within these limits: below, headers would outweigh what they carry; above, steps would be coarse.
+const SLICE_BYTES_MIN: u64 = 1514;
+const SLICE_BYTES_MAX: u64 = 64 * 1024;
+/// By how much a timer may wake late without the rate suffering for it.
+const CATCH_UP: Duration = Duration::from_millis(50);
+/// The even stream runs a little below the limit, so that the window is the exception.
+const STREAM_PERMILLE: u64 = 995;
+/// The time over which the allowance holds.
+const WINDOW: Duration = Duration::from_secs(1);
+/// A cell of the limiter is what the rate brings in this time, or a byte: long enough that rounding a cell's time to
+/// whole nanoseconds does not matter.
+const CELL_TIME_NANOS: u64 = 20_000;
+/// How often all connections are looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The budget of one drain. Cheap to clone; all clones share it.
+#[derive(Clone)]
+pub struct Pacer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Whoever holds this pays next. A tokio mutex is fair: waiters get it in the order in which they asked.
+    turn: Mutex<Limiter>,
+    /// None while nothing may leave.
+    plan: watch::Sender<Option<Plan>>,
+    /// Nothing may leave from this moment on.
+    until: watch::Sender<Option<Instant>>,
+    /// What left without having been paid for.
+    debt_bytes: AtomicU64,
+    paid_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    waiting: AtomicUsize,
+    connections: BlockingMutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    open: Vec<Weak<Meter>>,
+    /// Somebody looks at them again and again.
+    looked_at: bool,
+}
+
+impl Pacer {
+    /// A budget of `allowance`, empty at first.
+    pub fn new(allowance: Rate) -> Pacer {
+        let first = Plan::new(allowance);
+        let (plan, plans) = watch::channel(Some(first));
+        let (until, untils) = watch::channel(None);
+        Pacer {
+            inner: Arc::new(Inner {
+                turn: Mutex::new(Limiter::new(first, plans, untils)),
+                plan,
+                until,
+                debt_bytes: AtomicU64::new(0),
+                paid_bytes: AtomicU64::new(0),
+                sent_bytes: AtomicU64::new(0),
+                waiting: AtomicUsize::new(0),
+                connections: BlockingMutex::default(),
+            }),
+        }
+    }
+
+    /// What may go out per second now; none when nothing may.
+    pub fn allowance(&self) -> Option<Rate> {
+        self.inner.plan.borrow().map(|plan| plan.allowance)
+    }
+
+    /// Changes the allowance, for those who wait too; with none, nothing goes out until there is one again.
+    pub fn set_allowance(&self, allowance: Option<Rate>) {
+        let plan = allowance.map(Plan::new);
+        self.inner.plan.send_if_modified(|current| {
+            let changed = *current != plan;
+            *current = plan;
+            changed
+        });
+    }
+
+    /// Lets bytes go out until `until` only, unless this is said again with a later moment.
+    pub fn pour_until(&self, until: Instant) {
+        self.inner.until.send_replace(Some(until));
+    }
+
+    /// Everything that was paid for since the start.
+    pub fn paid_bytes(&self) -> u64 {
+        self.inner.paid_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Everything that left over its connections since the start, with all headers, as the kernel counts it.
+    pub fn sent_bytes(&self) -> u64 {
+        self.inner.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many wait to pay: when nobody does, the allowance is not what limits.
+    pub fn waiting(&self) -> usize {
+        self.inner.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `bytes` may go out. Dropped while waiting, it has paid only for the slices that were due.
+    pub async fn pay(&self, bytes: u64) {
+        let _waits = Waits::new(&self.inner.waiting);
+        let mut limiter = self.inner.turn.lock().await;
+        limiter.debt_bytes += self.inner.debt_bytes.swap(0, Ordering::Relaxed);
+        let mut left = bytes;
+        while limiter.debt_bytes + left > 0 {
+            let due = limiter.debt_bytes + left;
+            let paid = limiter.pay_slice(due).await;
+            self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
+            let of_debt = paid.min(limiter.debt_bytes);
+            limiter.debt_bytes -= of_debt;
+            left -= paid - of_debt;
+        }
+    }
+
+    /// Has the next who pays pay for `bytes` that left already.
+    fn charge(&self, bytes: u64) {
+        self.inner.debt_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.inner.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How much of `bytes` of payload makes one slice, in full packets if there is more than one.
+    fn slice_of(&self, bytes: u64, info: &TcpInfo) -> u64 {
+        let slice_bytes = self.inner.plan.borrow().map_or(SLICE_BYTES_MIN, |plan| plan.slice_bytes);
+        let packet_bytes = info.segment_bytes + info.header_bytes;
+        let payload_bytes = match slice_bytes / packet_bytes.max(1) {
+            0 => slice_bytes.saturating_sub(info.header_bytes).max(1),
+            packets => packets * info.segment_bytes,
+        };
+        bytes.min(payload_bytes)
+    }
+
+    /// Looks at a connection again and again for as long as it is open.
+    fn watch(&self, meter: &Arc<Meter>) {
+        let mut connections = self.connections();
+        connections.open.push(Arc::downgrade(meter));
+        if !std::mem::replace(&mut connections.looked_at, true) {
+            tokio::spawn(look(Arc::downgrade(&self.inner)));
+        }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.inner.connections.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Settles with every connection from time to time, until there is none.
+async fn look(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let pacer = Pacer { inner };
+        // a meter may be dropped here, which settles too, so not under the lock
+        let open: Vec<Arc<Meter>> = pacer.connections().open.iter().filter_map(Weak::upgrade).collect();
+        for meter in &open {
+            meter.settle();
+        }
+        drop(open);
+        let mut connections = pacer.connections();
+        connections.open.retain(|meter| meter.strong_count() > 0);
+        if connections.open.is_empty() {
+            connections.looked_at = false;
+            return;
+        }
+    }
+}
+
+/// Counts one who waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Waits<'a> {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The numbers that follow from an allowance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Plan {
+    allowance: Rate,
+    slice_bytes: u64,
+    /// What may go out in one [`WINDOW`].
+    window_bytes: u64,
+    cell_bytes: u64,
+    /// Time for one cell, rounded up, so that rounding never makes it faster.
+    cell_time: Duration,
+    burst_cells: u32,
+}
+
+impl Plan {
+    fn new(allowance: Rate) -> Plan {
+        let bytes_in = |time: Duration| (u128::from(allowance.0) * time.as_nanos() / 1_000_000_000) as u64;
+        let slice_bytes = bytes_in(SLICE_TIME).clamp(SLICE_BYTES_MIN, SLICE_BYTES_MAX);
+        let cell_bytes = (allowance.0 * CELL_TIME_NANOS / 1_000_000_000).max(1);
+        let burst_bytes = slice_bytes + bytes_in(CATCH_UP);
+        let stream = (allowance.0 * STREAM_PERMILLE / 1000).max(1);
+        Plan {
+            allowance,
+            slice_bytes,
+            window_bytes: allowance.0.max(slice_bytes),
+            cell_bytes,
+            cell_time: Duration::from_nanos((cell_bytes * 1_000_000_000).div_ceil(stream)),
+            burst_cells: burst_bytes.div_ceil(cell_bytes).clamp(1, u64::from(u32::MAX)) as u32,
+        }
+    }
+}
+
+struct Limiter {
+    plans: watch::Receiver<Option<Plan>>,
+    untils: watch::Receiver<Option<Instant>>,
+    plan: Plan,
+    cells: DefaultDirectRateLimiter,
+    clock: DefaultClock,
+    window: Window,
+    /// Bytes paid for beyond what the slices so far needed: cells are whole, slices are not.
+    credit_bytes: u64,
+    /// What left without having been paid for, and is paid for before anything else leaves.
+    debt_bytes: u64,
+}
+
+/// What was paid for in the last second, slice by slice.
+#[derive(Default)]
+struct Window {
+    slices: VecDeque<(Instant, u64)>,
+    bytes: u64,
+}
+
+impl Window {
+    /// When `bytes` may go out at the earliest, if not now.
+    fn earliest(&mut self, now: Instant, bytes: u64, window_bytes: u64) -> Option<Instant> {
+        while let Some((at, gone)) = self.slices.front().copied() {
+            if at + WINDOW > now {
+                break;
+            }
+            self.bytes -= gone;
+            self.slices.pop_front();
+        }
+        let excess = (self.bytes + bytes).checked_sub(window_bytes).filter(|excess| *excess > 0)?;
+        // a slice larger than the window goes out alone
+        let mut excess = excess.min(self.bytes);
+        for (at, gone) in &self.slices {
+            excess = excess.saturating_sub(*gone);
+            if excess == 0 {
+                return Some(*at + WINDOW);
+            }
+        }
+        None
+    }
+
+    fn record(&mut self, now: Instant, bytes: u64) {
+        self.slices.push_back((now, bytes));
+        self.bytes += bytes;
+    }
+}
+
+impl Limiter {
+    fn new(plan: Plan, plans: watch::Receiver<Option<Plan>>, untils: watch::Receiver<Option<Instant>>) -> Limiter {
+        Limiter {
+            plans,
+            untils,
+            plan,
+            cells: cells(plan),
+            clock: DefaultClock::default(),
+            window: Window::default(),
+            credit_bytes: 0,
+            debt_bytes: 0,
+        }
+    }
+
+    /// Pays for one slice of up to `bytes`; how many.
+    async fn pay_slice(&mut self, bytes: u64) -> u64 {
+        let slice = loop {
+            self.may_pour().await;
+            let slice = bytes.min(self.plan.slice_bytes);
+            match self.take_cells(slice) {
+                Ok(()) => break slice,
+                Err(wait) => self.unless_changed(tokio::time::sleep(wait)).await,
+            }
+        };
+        loop {
+            self.may_pour().await;
+            let now = Instant::now();
+            match self.window.earliest(now, slice, self.plan.window_bytes) {
+                Some(at) => self.unless_changed(tokio::time::sleep_until(at)).await,
+                None => {
+                    self.window.record(now, slice);
+                    return slice;
+                }
+            }
+        }
+    }
+
+    /// Waits while nothing may leave, and takes over a changed plan. What left before the change stays in the window.
+    async fn may_pour(&mut self) {
+        loop {
+            let plan = *self.plans.borrow_and_update();
+            let over = self.untils.borrow_and_update().is_some_and(|until| Instant::now() >= until);
+            match plan {
+                Some(plan) if !over => {
+                    if plan != self.plan {
+                        (self.plan, self.cells, self.credit_bytes) = (plan, cells(plan), 0);
+                    }
+                    return;
+                }
+                _ => self.unless_changed(std::future::pending()).await,
+            }
+        }
+    }
+
+    /// Waits for `event`, or until what may leave has changed since it was looked at.
+    async fn unless_changed(&mut self, event: impl Future<Output = ()>) {
+        tokio::select! {
+            () = event => {}
+            _ = self.plans.changed() => {}
+            _ = self.untils.changed() => {}
+        }
+    }
+
+    /// Takes the cells of a slice, or says how long they are not due yet.
+    fn take_cells(&mut self, bytes: u64) -> Result<(), Duration> {
+        let cells = bytes.saturating_sub(self.credit_bytes).div_ceil(self.plan.cell_bytes) as u32;
+        if let Some(cells) = NonZeroU32::new(cells) {
+            // a slice never exceeds the burst, so the other error cannot be
+            if let Ok(Err(not_yet)) = self.cells.check_n(cells) {
+                return Err(not_yet.wait_time_from(self.clock.now()));
+            }
+        }
+        self.credit_bytes = self.credit_bytes + u64::from(cells) * self.plan.cell_bytes - bytes;
+        Ok(())
+    }
+}
+
+/// The limiter of a plan, empty: a new one is full, and would let a burst through with every change.
+fn cells(plan: Plan) -> DefaultDirectRateLimiter {
+    let burst = NonZeroU32::new(plan.burst_cells).unwrap_or(NonZeroU32::MIN);
+    // with_period is None only for a period of zero
+    let quota = Quota::with_period(plan.cell_time.max(Duration::from_nanos(1)))
+        .unwrap_or(Quota::per_second(NonZeroU32::MIN))
+        .allow_burst(burst);
+    let cells = RateLimiter::direct(quota);
+    let _ = cells.check_n(burst);
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However late its payers wake up, and however they come.
+        #[test]
+        fn no_second_holds_more_than_the_allowance(
+            allowance in 1_000u64..1_000_000,
+            steps in proptest::collection::vec((0u64..300, 1u64..1_000), 1..400),
+        ) {
+            let (start, mut window, mut gone) = (Instant::now(), Window::default(), Vec::new());
+            let mut now = start;
+            for (pause_ms, bytes) in steps {
+                now += Duration::from_millis(pause_ms);
+                while let Some(at) = window.earliest(now, bytes, allowance) {
+                    prop_assert!(at > now, "it always moves on");
+                    now = at;
+                }
+                window.record(now, bytes);
+                gone.push((now, bytes));
+                let in_the_last_second: u64 =
+                    gone.iter().filter(|(at, _)| *at + WINDOW > now).map(|(_, bytes)| bytes).sum();
+                prop_assert!(in_the_last_second <= allowance);
+            }
+        }
+
+        #[test]
+        fn the_stream_runs_just_below_the_allowance(allowance in 100_000u64..=12_500_000_000) {
+            let plan = Plan::new(Rate(allowance));
+            let stream = plan.cell_bytes as f64 / plan.cell_time.as_secs_f64();
+            prop_assert!((0.99..0.9951).contains(&(stream / allowance as f64)), "{stream} of {allowance}");
+        }
+
+        #[test]
+        fn a_slice_always_fits_into_the_burst(allowance in 1u64..=12_500_000_000) {
+            let plan = Plan::new(Rate(allowance));
+            prop_assert!(plan.slice_bytes.div_ceil(plan.cell_bytes) <= u64::from(plan.burst_cells));
+            prop_assert!(plan.cell_time > Duration::ZERO);
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_served_in_turn() {
+        let pacer = Pacer::new(Rate(2_000_000));
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut waiting = Vec::new();
+        for n in 0..20 {
+            let (pacer, order) = (pacer.clone(), order.clone());
+            waiting.push(tokio::spawn(async move {
+                pacer.pay(4_000).await;
+                order.lock().unwrap().push(n);
+            }));
+            tokio::task::yield_now().await;
+        }
+        for task in waiting {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_paid_while_nothing_may_leave() {
+        let pacer = Pacer::new(Rate(1_000_000));
+        pacer.set_allowance(None);
+        let payer = pacer.clone();
+        let mut paying = tokio::spawn(async move { payer.pay(1000).await });
+        assert!(tokio::time::timeout(Duration::from_millis(100), &mut paying).await.is_err());
+        assert_eq!((pacer.paid_bytes(), pacer.waiting()), (0, 1));
+        pacer.set_allowance(Some(Rate(1_000_000)));
+        paying.await.unwrap();
+        assert_eq!((pacer.paid_bytes(), pacer.waiting()), (1000, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_paid_once_the_right_to_pour_has_run_out() {
+        let pacer = Pacer::new(Rate(1_000_000));
+        pacer.pour_until(Instant::now());
+        let payer = pacer.clone();
+        let mut paying = tokio::spawn(async move { payer.pay(1000).await });
+        assert!(tokio::time::timeout(Duration::from_millis(100), &mut paying).await.is_err());
+        assert_eq!(pacer.paid_bytes(), 0);
+        pacer.pour_until(Instant::now() + Duration::from_secs(60));
+        paying.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_slow_rate_is_served_at_once_when_it_rises() {
+        let pacer = Pacer::new(Rate(1));
+        let payer = pacer.clone();
+        let paying = tokio::spawn(async move { payer.pay(1000).await });
+        while pacer.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        pacer.set_allowance(Some(Rate(10_000_000)));
+        tokio::time::timeout(Duration::from_secs(5), paying)
+            .await
+            .expect("it would take a quarter of an hour")
+            .unwrap();
+        assert_eq!(pacer.allowance(), Some(Rate(10_000_000)));
+    }
+
+    #[tokio::test]
+    async fn what_left_unpaid_is_paid_by_the_next() {
+        let pacer = Pacer::new(Rate(50_000_000));
+        pacer.charge(300_000);
+        pacer.pay(1000).await;
+        assert_eq!(pacer.paid_bytes(), 301_000);
+    }
+
+    #[test]
+    fn after_a_fall_of_the_rate_the_second_behind_it_counts() {
+        let (now, mut window) = (Instant::now(), Window::default());
+        window.record(now, 900);
+        window.record(now + Duration::from_millis(10), 100);
+        let later = now + Duration::from_millis(20);
+        assert_eq!(window.earliest(later, 50, 100), Some(now + Duration::from_millis(10) + WINDOW));
+        assert_eq!(window.earliest(later, 500, 100), Some(now + Duration::from_millis(10) + WINDOW), "larger than all");
+    }
+
+    #[tokio::test]
+    async fn what_is_paid_is_counted_to_the_byte() {
+        let pacer = Pacer::new(Rate(50_000_000));
+        for bytes in [1, 511, 70_000, 123_457] {
+            pacer.pay(bytes).await;
+        }
+        assert_eq!(pacer.paid_bytes(), 1 + 511 + 70_000 + 123_457);
+    }
+}

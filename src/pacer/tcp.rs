@@ -1,0 +1,221 @@
+//! What the kernel knows of one TCP connection, and the options that keep its buffers from hiding bytes.
+//!
+//! Always: read from the socket itself (`TCP_INFO`), so that what is sent again, acknowledgements and headers are counted as
+//! they left. Never: a failure because a kernel does not know an option; then what is missing is estimated or done without.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+
+use tokio::net::TcpStream;
+
+/// The header of an Ethernet frame, as network interfaces count it.
+const ETHERNET_HEADER_BYTES: u64 = 14;
+const IPV4_HEADER_BYTES: u64 = 20;
+const IPV6_HEADER_BYTES: u64 = 40;
+const TCP_HEADER_BYTES: u64 = 20;
+const TCP_TIMESTAMP_BYTES: u64 = 12;
+/// The flag of `tcpi_options` that says that each segment carries a timestamp.
+const OPTION_TIMESTAMPS: u8 = 1;
+/// A segment's payload where the kernel does not say: Ethernet, IPv4, timestamps.
+const SEGMENT_BYTES_USUAL: u64 = 1448;
+
+/// Bytes that may wait in the kernel before a connection counts as blocked: what is paid for must leave now, not later.
+const UNSENT_BYTES_MAX: libc::c_int = 4096;
+/// The longest pause between two attempts of the kernel to send something again: after a stall the way may be free long
+/// before the minutes to which these pauses grow by themselves. From Linux 6.15 on.
+const RESEND_PAUSE_MS_MAX: libc::c_int = 4000;
+const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+/// One look at a connection. Counts are since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Payload bytes that left, each time they left.
+    pub sent_bytes: u64,
+    /// Payload bytes that were handed over and have not left yet.
+    pub unsent_bytes: u64,
+    /// Packets that left, acknowledgements included.
+    pub segments: u64,
+    /// Payload bytes that the other side has acknowledged, and that it has sent.
+    pub acked_bytes: u64,
+    pub received_bytes: u64,
+    /// The most payload of one packet.
+    pub segment_bytes: u64,
+    /// Payload bytes that the kernel would let leave now: what the congestion window has room for.
+    pub room_bytes: u64,
+    /// The headers of one packet: Ethernet, IP, TCP.
+    pub header_bytes: u64,
+}
+
+impl TcpInfo {
+    /// Looks at a connection. None when the kernel does not say.
+    pub fn of(tcp: &TcpStream) -> Option<TcpInfo> {
+        let raw = read(tcp).ok()?;
+        let ip = match tcp.peer_addr().ok()? {
+            std::net::SocketAddr::V4(_) => IPV4_HEADER_BYTES,
+            std::net::SocketAddr::V6(_) => IPV6_HEADER_BYTES,
+        };
+        let timestamps = if raw.options & OPTION_TIMESTAMPS == 0 { 0 } else { TCP_TIMESTAMP_BYTES };
+        let segment_bytes = u64::from(raw.snd_mss).max(1);
+        let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
+        Some(TcpInfo {
+            sent_bytes: raw.bytes_sent,
+            unsent_bytes: raw.notsent_bytes.into(),
+            segments: raw.segs_out.into(),
+            acked_bytes: raw.bytes_acked,
+            received_bytes: raw.bytes_received,
+            segment_bytes,
+            room_bytes: u64::from(raw.snd_cwnd.saturating_sub(in_flight)) * segment_bytes,
+            header_bytes: ETHERNET_HEADER_BYTES + ip + TCP_HEADER_BYTES + timestamps,
+        })
+    }
+
+    /// What a connection is taken for whose kernel does not say: `written_bytes` in full packets.
+    pub fn estimated(written_bytes: u64) -> TcpInfo {
+        TcpInfo {
+            sent_bytes: written_bytes,
+            segments: written_bytes.div_ceil(SEGMENT_BYTES_USUAL),
+            segment_bytes: SEGMENT_BYTES_USUAL,
+            room_bytes: u64::MAX,
+            header_bytes: ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES + TCP_TIMESTAMP_BYTES,
+            ..TcpInfo::default()
+        }
+    }
+
+    /// Bytes on the wire so far.
+    pub fn wire_bytes(&self) -> u64 {
+        self.sent_bytes + self.segments * self.header_bytes
+    }
+
+    /// Bytes on the wire once all that was handed over has left.
+    pub fn owed_bytes(&self) -> u64 {
+        self.wire_bytes() + self.on_the_wire(self.unsent_bytes)
+    }
+
+    /// What `payload_bytes` take on the wire.
+    pub fn on_the_wire(&self, payload_bytes: u64) -> u64 {
+        payload_bytes + payload_bytes.div_ceil(self.segment_bytes.max(1)) * self.header_bytes
+    }
+}
+
+/// Sets what keeps handed-over bytes from piling up in the kernel, and what brings a connection back soon after a stall.
+pub fn prepare(tcp: &TcpStream) {
+    let _ = tcp.set_nodelay(true);
+    let _ = set(tcp, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX);
+    let _ = set(tcp, TCP_RTO_MAX_MS, RESEND_PAUSE_MS_MAX);
+}
+
+/// The start of Linux's `struct tcp_info` (`include/uapi/linux/tcp.h`), as of 4.19; later kernels only append.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RawTcpInfo {
+    state: u8,
+    ca_state: u8,
+    retransmits: u8,
+    probes: u8,
+    backoff: u8,
+    options: u8,
+    window_scales: u8,
+    flags: u8,
+    rto: u32,
+    ato: u32,
+    snd_mss: u32,
+    rcv_mss: u32,
+    unacked: u32,
+    sacked: u32,
+    lost: u32,
+    retrans: u32,
+    fackets: u32,
+    last_data_sent: u32,
+    last_ack_sent: u32,
+    last_data_recv: u32,
+    last_ack_recv: u32,
+    pmtu: u32,
+    rcv_ssthresh: u32,
+    rtt: u32,
+    rttvar: u32,
+    snd_ssthresh: u32,
+    snd_cwnd: u32,
+    advmss: u32,
+    reordering: u32,
+    rcv_rtt: u32,
+    rcv_space: u32,
+    total_retrans: u32,
+    pacing_rate: u64,
+    max_pacing_rate: u64,
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs_in: u32,
+    data_segs_out: u32,
+    delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
+}
+
+fn read(tcp: &TcpStream) -> io::Result<RawTcpInfo> {
+    let mut info = RawTcpInfo::default();
+    let mut length = size_of::<RawTcpInfo>() as libc::socklen_t;
+    // SAFETY: the file descriptor is open as long as `tcp` is borrowed; `info` is plain integers, valid for any bytes, and
+    // the kernel writes at most `length` of them.
+    let done = unsafe {
+        let into = std::ptr::from_mut(&mut info).cast();
+        libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &mut length)
+    };
+    match done {
+        0 if length as usize == size_of::<RawTcpInfo>() => Ok(info),
+        0 => Err(io::Error::from(io::ErrorKind::Unsupported)), // a kernel before 4.19
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set(tcp: &TcpStream, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the file descriptor is open as long as `tcp` is borrowed, and the kernel only reads the integer.
+    let done = unsafe {
+        let from = std::ptr::from_ref(&value).cast();
+        let length = size_of::<libc::c_int>() as libc::socklen_t;
+        libc::setsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, option, from, length)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_left_is_counted_with_its_headers() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let before = TcpInfo::of(&near).unwrap();
+        assert!(before.sent_bytes == 0 && before.segments >= 2, "the handshake left: {before:?}");
+        near.write_all(&[7; 10_000]).await.unwrap();
+        far.read_exact(&mut [0; 10_000]).await.unwrap();
+        let after = TcpInfo::of(&near).unwrap();
+        assert_eq!((after.sent_bytes, after.unsent_bytes, after.header_bytes), (10_000, 0, 14 + 20 + 32));
+        assert!(after.wire_bytes() >= before.wire_bytes() + 10_000 + after.header_bytes);
+    }
+
+    #[test]
+    fn a_payload_takes_a_header_a_packet() {
+        let info = TcpInfo { segment_bytes: 1448, header_bytes: 66, ..TcpInfo::default() };
+        assert_eq!(info.on_the_wire(0), 0);
+        assert_eq!(info.on_the_wire(1448), 1514);
+        assert_eq!(info.on_the_wire(1449), 1449 + 2 * 66);
+    }
+}
