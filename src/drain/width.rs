@@ -128,11 +128,8 @@ impl Width {
                     self.widen(rate);
                 }
             }
-            None if filled => {
-                if waiting > WAITING_MAX {
-                    self.uploads = (self.uploads - 1).max(MIN);
-                }
-            }
+            None if filled && waiting > WAITING_MAX => self.uploads = (self.uploads - 1).max(MIN),
+            None if filled => {}
             None if self.backlog && self.rests_until.is_none_or(|until| until <= now) => self.widen(rate),
             None => {}
         }
