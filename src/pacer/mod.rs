@@ -36,10 +36,12 @@ const SLICE_BYTES_MIN: u64 = 1514;
 const SLICE_BYTES_MAX: u64 = 64 * 1024;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);
-/// The even stream runs a little below the limit, so that the window is the exception.
-const STREAM_PERMILLE: u64 = 995;
-/// The time over which the allowance holds.
+/// The time over which the allowance holds, and the part of it that is used: a slice that is paid for now and leaves some
+/// milliseconds late, because the machine is busy, must still find room in the second in which it leaves.
 const WINDOW: Duration = Duration::from_secs(1);
+const WINDOW_PERMILLE: u64 = 994;
+/// The even stream runs a little below that, so that the window is the exception.
+const STREAM_PERMILLE: u64 = 990;
 /// A cell of the limiter is what the rate brings in this time, or a byte: long enough that rounding a cell's time to
 /// whole nanoseconds does not matter.
 const CELL_TIME_NANOS: u64 = 20_000;
@@ -239,7 +241,7 @@ impl Plan {
         Plan {
             allowance,
             slice_bytes,
-            window_bytes: allowance.0.max(slice_bytes),
+            window_bytes: (allowance.0 * WINDOW_PERMILLE / 1000).max(slice_bytes),
             cell_bytes,
             cell_time: Duration::from_nanos((cell_bytes * 1_000_000_000).div_ceil(stream)),
             burst_cells: burst_bytes.div_ceil(cell_bytes).clamp(1, u64::from(u32::MAX)) as u32,
@@ -416,7 +418,7 @@ mod tests {
         fn the_stream_runs_just_below_the_allowance(allowance in 100_000u64..=12_500_000_000) {
             let plan = Plan::new(Rate(allowance));
             let stream = plan.cell_bytes as f64 / plan.cell_time.as_secs_f64();
-            prop_assert!((0.99..0.9951).contains(&(stream / allowance as f64)), "{stream} of {allowance}");
+            prop_assert!((0.985..0.9901).contains(&(stream / allowance as f64)), "{stream} of {allowance}");
         }
 
         #[test]
