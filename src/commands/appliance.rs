@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, SettingFlags, stop_signal};
+use crate::allowance::Control;
 use crate::bucket::Bucket;
 use crate::config::{Config, QueueUrl};
 use crate::console::{self, Parts};
@@ -21,6 +22,7 @@ use crate::pacer::Pacer;
 use crate::queue::Queue;
 use crate::spool::Spool;
 use crate::telemetry;
+use crate::units::{Rate, UnixMs};
 
 /// How long requests and uploads in flight may take to finish once the process is told to stop. Below the ten seconds after
 /// which container runtimes kill.
@@ -94,7 +96,8 @@ impl Appliance {
     ) -> Result<Appliance, Failure> {
         let spool = Spool::open(&config.data_dir, config.spool)?;
         let queue = Queue::open(&config.queue)?;
-        let pacer = Pacer::new(config.uplink.allowance());
+        let usual = config.uplink.in_force(UnixMs::now(), &Control::default());
+        let pacer = Pacer::new(usual.allowance.unwrap_or(Rate(1)));
         let mut tasks = JoinSet::new();
         migrate(&config.queue, &queue, &mut tasks, &stop).await?;
 
@@ -121,7 +124,7 @@ impl Appliance {
             roles: roles.names(),
             queue: queue.clone(),
             spool: spool.clone(),
-            uplink: config.uplink,
+            uplink: config.uplink.clone(),
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;
@@ -136,7 +139,9 @@ impl Appliance {
             console = format!("http://{console_address}/"),
             queue = queue.kind(),
             data_dir = %config.data_dir.display(),
-            allowance = %config.uplink.allowance(),
+            allowance = usual.allowance.map(|rate| rate.to_string()).unwrap_or_default(),
+            rule = %usual.rule,
+            timezone = config.uplink.zone.name,
             "forebay is up"
         );
         Ok(Appliance { queue, spool, pacer, ingest_address, console_address, snapshots, tasks })

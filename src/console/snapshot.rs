@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Uplink;
+use crate::allowance::{Control, Uplink};
 use crate::error::Result;
 use crate::pacer::Pacer;
 use crate::queue::{Books, Queue, Tally};
@@ -19,7 +19,7 @@ use crate::status::{
     BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, Forecast, QueueStatus, SpoolStatus, Status,
 };
 use crate::telemetry::metrics;
-use crate::units::UnixMs;
+use crate::units::{Rate, UnixMs};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Flows are means over this many periods.
@@ -82,7 +82,8 @@ impl Sampler {
         let Parts { roles, queue, spool, uplink, drain } = &self.parts;
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
-        let allowance = drain.as_ref().map_or(uplink.allowance(), |(pacer, _)| pacer.allowance());
+        let in_force = uplink.in_force(UnixMs::now(), &Control::default());
+        let allowance = in_force.allowance.unwrap_or(Rate(0));
         let backlog = latest.backlog();
         let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
         let leaving = match condition {
@@ -107,7 +108,7 @@ impl Sampler {
             drain: DrainStatus {
                 condition,
                 allowance_bytes_per_second: allowance.0,
-                allowance_rule: format!("{} of {:.0} Mbit/s", uplink.share, uplink.rate.mbit()),
+                allowance_rule: in_force.rule.to_string(),
                 sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.paid_bytes()),
             },
             books: BooksStatus {

@@ -3,7 +3,7 @@
 use forebay::console::{Parts, start_snapshots};
 use forebay::pacer::Pacer;
 use forebay::status::Condition;
-use forebay::units::UnixMs;
+use forebay::units::{Rate, UnixMs};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::site::Site;
@@ -19,8 +19,8 @@ async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
         roles: vec!["drain"],
         queue: site.queue.clone(),
         spool: site.spool.clone(),
-        uplink: site.config.uplink,
-        drain: Some((Pacer::new(site.config.uplink.allowance()), watched)),
+        uplink: site.config.uplink.clone(),
+        drain: Some((Pacer::new(Rate(5_000_000)), watched)),
     };
     let stop = CancellationToken::new();
     let mut snapshots = start_snapshots(parts, stop.clone()).await;
