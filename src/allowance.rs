@@ -4,6 +4,7 @@
 //! operator said ends by itself at its end. Never: more than the uplink carries, and never nothing but in a pause.
 
 use std::fmt;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{ToSpan, Zoned};
@@ -63,6 +64,23 @@ pub struct InForce {
     pub rule: Rule,
     /// When the rule ends by itself.
     pub until: Option<UnixMs>,
+}
+
+/// What is in force now, and what was said that leads to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub in_force: InForce,
+    pub control: Control,
+}
+
+/// When what an operator says ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It does not.
+    Never,
+    /// So long after it was said.
+    After(Duration),
+    At(UnixMs),
 }
 
 /// By which rule an allowance is what it is. In words by `Display`.

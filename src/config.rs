@@ -247,6 +247,12 @@ impl Source {
         Source { flags, environment }
     }
 
+    /// Who runs this process, for others to know: the user's name, or number.
+    pub fn user(&self) -> String {
+        let named = ["USER", "LOGNAME"].iter().filter_map(|name| self.environment.get(*name)).find(|n| !n.is_empty());
+        named.cloned().unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()))
+    }
+
     /// Each setting's text and origin. Errors are unreadable files, names given twice, and unknown variables.
     pub fn values(&self) -> (Vec<Value>, Vec<String>) {
         let mut errors = self.unknown_variables();

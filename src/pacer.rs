@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use crate::units::Rate;
@@ -45,7 +45,8 @@ pub struct Pacer {
 struct Inner {
     /// Whoever holds this pays next. A tokio mutex is fair: waiters get it in the order in which they asked.
     turn: Mutex<Limiter>,
-    allowance: AtomicU64,
+    /// None while nothing may be paid.
+    allowance: watch::Sender<Option<Rate>>,
     slice_bytes: AtomicU64,
     paid_bytes: AtomicU64,
 }
@@ -57,16 +58,24 @@ impl Pacer {
         Pacer {
             inner: Arc::new(Inner {
                 turn: Mutex::new(Limiter::new(plan)),
-                allowance: AtomicU64::new(allowance.0),
+                allowance: watch::Sender::new(Some(allowance)),
                 slice_bytes: AtomicU64::new(plan.slice_bytes),
                 paid_bytes: AtomicU64::new(0),
             }),
         }
     }
 
-    /// What may go out per second now.
-    pub fn allowance(&self) -> Rate {
-        Rate(self.inner.allowance.load(Ordering::Relaxed))
+    /// What may go out per second now; none while nothing may be paid.
+    pub fn allowance(&self) -> Option<Rate> {
+        *self.inner.allowance.borrow()
+    }
+
+    /// From the next slice on.
+    pub fn set_allowance(&self, allowance: Option<Rate>) {
+        if let Some(rate) = allowance {
+            self.inner.slice_bytes.store(Plan::new(rate).slice_bytes, Ordering::Relaxed);
+        }
+        self.inner.allowance.send_replace(allowance);
     }
 
     /// How much goes out in one step.
@@ -84,6 +93,13 @@ impl Pacer {
         let mut left = bytes;
         while left > 0 {
             let mut limiter = self.inner.turn.lock().await;
+            let mut allowed = self.inner.allowance.subscribe();
+            // the sender is in the same place as this, so it is there
+            let Ok(Some(rate)) = allowed.wait_for(Option::is_some).await.map(|rate| *rate) else { return };
+            if limiter.plan != Plan::new(rate) {
+                let window = std::mem::take(&mut limiter.window);
+                *limiter = Limiter { window, ..Limiter::new(Plan::new(rate)) };
+            }
             let slice = left.min(limiter.plan.slice_bytes);
             limiter.pay(slice).await;
             self.inner.paid_bytes.fetch_add(slice, Ordering::Relaxed);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::allowance::{Control, Uplink};
 use crate::units::{ByteSize, Rate, UnixMs, span};
 
 /// One snapshot.
@@ -48,10 +49,12 @@ pub struct Flow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DrainStatus {
     pub condition: Condition,
-    /// Bytes per second that it may put on the wire now.
+    /// Bytes per second that it may put on the wire now; 0 in an operator's pause.
     pub allowance_bytes_per_second: u64,
     /// The rule that gives this allowance, in words.
     pub allowance_rule: String,
+    /// When this rule ends by itself.
+    pub allowance_until: Option<UnixMs>,
     /// Bytes that this process put on the wire since it started, heads and repeats included.
     pub sent_bytes: u64,
 }
@@ -70,8 +73,108 @@ pub enum Condition {
     Standby,
     /// The environment is at fault; it tries again at `until`.
     Paused { reason: String, since: UnixMs, until: UnixMs },
+    /// An operator said that nothing may leave.
+    Held { who: String, since: UnixMs, until: Option<UnixMs> },
     /// The process is stopping.
     Stopping,
+}
+
+/// What is allowed, by which rule, and what there is to rule it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RateStatus {
+    /// Bytes per second that may be put on the wire now; 0 in an operator's pause.
+    pub allowance_bytes_per_second: u64,
+    /// The rule that gives this allowance, in words.
+    pub rule: String,
+    /// When this rule ends by itself.
+    pub until: Option<UnixMs>,
+    /// A rate that an operator set, in force or behind a pause.
+    #[serde(rename = "override")]
+    pub set: Option<SetStatus>,
+    pub pause: Option<PauseStatus>,
+    pub uplink: UplinkStatus,
+    /// The configured week in words, a line for each stretch of a day.
+    pub timetable: Option<Vec<String>>,
+}
+
+/// A rate in place of the configured one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetStatus {
+    /// As it was set, such as `100%`.
+    pub rate: String,
+    pub bytes_per_second: u64,
+    pub who: String,
+    pub since: UnixMs,
+    /// None: until it is cleared.
+    pub until: Option<UnixMs>,
+}
+
+/// An operator's pause.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PauseStatus {
+    pub who: String,
+    pub since: UnixMs,
+    /// None: until it is resumed.
+    pub until: Option<UnixMs>,
+}
+
+/// What is configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    pub bytes_per_second: u64,
+    /// In force while there is no timetable.
+    pub share: String,
+    pub timezone: String,
+}
+
+impl RateStatus {
+    /// From what is configured and what was said.
+    pub fn new(uplink: &Uplink, control: &Control, now: UnixMs) -> RateStatus {
+        let in_force = uplink.in_force(now, control);
+        let set = control.rate.as_ref().map(|set| SetStatus {
+            rate: set.amount.to_string(),
+            bytes_per_second: set.amount.of(uplink.rate).0,
+            who: set.who.clone(),
+            since: set.since,
+            until: set.until,
+        });
+        let pause = control.pause.as_ref();
+        let pause = pause.map(|pause| PauseStatus { who: pause.who.clone(), since: pause.since, until: pause.until });
+        RateStatus {
+            allowance_bytes_per_second: in_force.allowance.map_or(0, |rate| rate.0),
+            rule: in_force.rule.to_string(),
+            until: in_force.until,
+            set,
+            pause,
+            uplink: UplinkStatus {
+                bytes_per_second: uplink.rate.0,
+                share: uplink.share.to_string(),
+                timezone: uplink.zone.name.clone(),
+            },
+            timetable: uplink.timetable.as_ref().map(|timetable| timetable.week()),
+        }
+    }
+}
+
+impl fmt::Display for RateStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.allowance_bytes_per_second {
+            0 => write!(f, "allowance  nothing, {}", self.rule)?,
+            bytes => write!(f, "allowance  {}, {}", Rate(bytes), self.rule)?,
+        }
+        if let (Some(set), Some(_)) = (&self.set, &self.pause) {
+            write!(f, "\nafterwards {}, set by {}", set.rate, set.who)?;
+        }
+        let UplinkStatus { bytes_per_second, share, timezone } = &self.uplink;
+        write!(f, "\nuplink     {:.0} Mbit/s", Rate(*bytes_per_second).mbit())?;
+        match &self.timetable {
+            None => write!(f, ", of which {share}"),
+            Some(week) => {
+                write!(f, ", by a timetable, in {timezone}:")?;
+                week.iter().try_for_each(|line| write!(f, "\n           {line}"))
+            }
+        }
+    }
 }
 
 /// Uploads and bytes in each state, since the appliance was set up: accepted is the sum of the others.
@@ -161,6 +264,7 @@ impl Condition {
             Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
             Condition::Idle => "idle, nothing to send".to_owned(),
             Condition::Paused { reason, since, .. } => format!("PAUSED since {since}: {reason}"),
+            Condition::Held { who, .. } => format!("PAUSED by {who}; `forebay resume` ends it"),
             Condition::Stopping => "stopping".to_owned(),
         }
     }
@@ -188,7 +292,10 @@ impl fmt::Display for Status {
         }
         writeln!(f, "arriving   {}", self.arriving)?;
         writeln!(f, "draining   {}, {}", self.draining, drain.condition.in_words())?;
-        writeln!(f, "allowance  {}, {}", Rate(drain.allowance_bytes_per_second), drain.allowance_rule)?;
+        match drain.allowance_bytes_per_second {
+            0 => writeln!(f, "allowance  nothing, {}", drain.allowance_rule)?,
+            bytes => writeln!(f, "allowance  {}, {}", Rate(bytes), drain.allowance_rule)?,
+        }
         writeln!(
             f,
             "backlog    {} photos, {}, oldest {}; {}",

@@ -9,12 +9,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, SettingFlags, stop_signal};
-use crate::allowance::Control;
 use crate::bucket::Bucket;
 use crate::config::{Config, QueueUrl};
 use crate::console::{self, Parts};
 use crate::crash_points;
-use crate::drain::Drain;
+use crate::drain::{Drain, steering};
 use crate::http::listener;
 use crate::ingest::Ingest;
 use crate::keeper::Keeper;
@@ -22,7 +21,6 @@ use crate::pacer::Pacer;
 use crate::queue::Queue;
 use crate::spool::Spool;
 use crate::telemetry;
-use crate::units::{Rate, UnixMs};
 
 /// How long requests and uploads in flight may take to finish once the process is told to stop. Below the ten seconds after
 /// which container runtimes kill.
@@ -96,10 +94,16 @@ impl Appliance {
     ) -> Result<Appliance, Failure> {
         let spool = Spool::open(&config.data_dir, config.spool)?;
         let queue = Queue::open(&config.queue)?;
-        let usual = config.uplink.in_force(UnixMs::now(), &Control::default());
-        let pacer = Pacer::new(usual.allowance.unwrap_or(Rate(1)));
         let mut tasks = JoinSet::new();
         migrate(&config.queue, &queue, &mut tasks, &stop).await?;
+
+        let first = steering::standing(&queue, &config.uplink).await;
+        let pacer = Pacer::new(config.uplink.rate);
+        pacer.set_allowance(first.in_force.allowance);
+        let (allowance, rule) = (first.in_force.allowance, first.in_force.rule.clone());
+        let (steered, standing) = tokio::sync::watch::channel(first);
+        let of_the_drain = roles.drain().then(|| pacer.clone());
+        tasks.spawn(steering::steer(of_the_drain, queue.clone(), config.uplink.clone(), steered, stop.clone()));
 
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
@@ -125,12 +129,13 @@ impl Appliance {
             queue: queue.clone(),
             spool: spool.clone(),
             uplink: config.uplink.clone(),
+            standing,
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;
         let tcp = bind(config.console_listen, "FOREBAY_CONSOLE_LISTEN").await?;
         let console_address = tcp.local_addr().unwrap_or(config.console_listen);
-        let router = console::router(snapshots.clone(), registry);
+        let router = console::router(snapshots.clone(), queue.clone(), config.uplink.clone(), registry);
         tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
 
         tracing::info!(
@@ -139,8 +144,8 @@ impl Appliance {
             console = format!("http://{console_address}/"),
             queue = queue.kind(),
             data_dir = %config.data_dir.display(),
-            allowance = usual.allowance.map(|rate| rate.to_string()).unwrap_or_default(),
-            rule = %usual.rule,
+            allowance = allowance.map_or("nothing".to_owned(), |rate| rate.to_string()),
+            %rule,
             timezone = config.uplink.zone.name,
             "forebay is up"
         );

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::allowance::{Control, Uplink};
+use crate::allowance::{Standing, Uplink};
 use crate::error::Result;
 use crate::pacer::Pacer;
 use crate::queue::{Books, Queue, Tally};
@@ -32,6 +32,8 @@ pub struct Parts {
     pub queue: Queue,
     pub spool: Spool,
     pub uplink: Uplink,
+    /// What is allowed, as it changes.
+    pub standing: watch::Receiver<Standing>,
     /// The drain of this process, if it has one.
     pub drain: Option<(Pacer, watch::Receiver<Condition>)>,
 }
@@ -79,13 +81,22 @@ impl Sampler {
     }
 
     fn status(&self, books: Result<Books>) -> Status {
-        let Parts { roles, queue, spool, uplink, drain } = &self.parts;
+        let Parts { roles, queue, spool, uplink: _, standing, drain } = &self.parts;
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
-        let in_force = uplink.in_force(UnixMs::now(), &Control::default());
+        let Standing { in_force, control } = standing.borrow().clone();
         let allowance = in_force.allowance.unwrap_or(Rate(0));
         let backlog = latest.backlog();
         let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
+        // while nothing may leave, what the drain does or does not says nothing of the environment
+        let condition = match (condition, &control.pause) {
+            (Condition::Pouring | Condition::Idle | Condition::Paused { .. }, Some(pause))
+                if in_force.allowance.is_none() =>
+            {
+                Condition::Held { who: pause.who.clone(), since: pause.since, until: pause.until }
+            }
+            (condition, _) => condition,
+        };
         let leaving = match condition {
             Condition::Paused { .. } => 0.0,
             // the drain's own process knows its allowance; others see what it does
@@ -109,6 +120,7 @@ impl Sampler {
                 condition,
                 allowance_bytes_per_second: allowance.0,
                 allowance_rule: in_force.rule.to_string(),
+                allowance_until: in_force.until,
                 sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.paid_bytes()),
             },
             books: BooksStatus {

@@ -8,6 +8,7 @@ mod attempt;
 mod environment;
 mod leader;
 mod paced_body;
+pub mod steering;
 mod suspects;
 mod underway;
 

@@ -1,5 +1,6 @@
 //! What the operator is told.
 
+use forebay::allowance::{Control, Standing};
 use forebay::console::{Parts, start_snapshots};
 use forebay::pacer::Pacer;
 use forebay::status::Condition;
@@ -15,11 +16,14 @@ async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
     let now = UnixMs::now();
     let paused = Condition::Paused { reason: "S3 is away".into(), since: now, until: now };
     let (condition, watched) = tokio::sync::watch::channel(paused);
+    let control = Control::default();
+    let standing = Standing { in_force: site.config.uplink.in_force(now, &control), control };
     let parts = Parts {
         roles: vec!["drain"],
         queue: site.queue.clone(),
         spool: site.spool.clone(),
         uplink: site.config.uplink.clone(),
+        standing: tokio::sync::watch::channel(standing).1,
         drain: Some((Pacer::new(Rate(5_000_000)), watched)),
     };
     let stop = CancellationToken::new();

@@ -128,7 +128,10 @@ async fn asking_where_nothing_runs_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_explains_itself() {
-    for command in ["demo", "serve", "ingest", "drain", "simulate", "verify", "status", "list", "migrate", "config"] {
+    for command in [
+        "demo", "serve", "ingest", "drain", "simulate", "verify", "status", "rate", "pause", "resume", "list",
+        "migrate", "config",
+    ] {
         let done = run(&[command, "--help"], &[], Path::new("/")).await;
         assert!(done.status.success(), "{command}");
         assert!(text(&done.stdout).contains("Usage: forebay"), "{command}");
