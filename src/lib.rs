@@ -9,6 +9,7 @@ pub mod allowance;
 pub mod config;
 pub mod crash_points;
 pub mod error;
+pub mod forecast;
 pub mod outage;
 pub mod status;
 pub mod timetable;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::allowance::{Control, Uplink};
+use crate::forecast::Forecast;
 use crate::units::{ByteSize, Rate, UnixMs, span};
 
 /// One snapshot.
@@ -214,47 +215,6 @@ pub struct SpoolStatus {
     pub refusing: Option<String>,
 }
 
-/// Where it ends if arrivals and allowance stay as they are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Forecast {
-    /// Arrivals less what may leave; positive when the backlog grows.
-    pub growth_bytes_per_second: f64,
-    /// Seconds until the disk is full; none when the backlog does not grow.
-    pub full_in_seconds: Option<f64>,
-    /// Seconds until the backlog is gone; none when it grows or is gone.
-    pub clear_in_seconds: Option<f64>,
-}
-
-impl Forecast {
-    /// From arrivals, what leaves at most, the backlog's bytes and the disk's usable bytes.
-    pub fn new(arriving: f64, leaving: f64, backlog_bytes: f64, usable_bytes: f64) -> Forecast {
-        let growth = arriving - leaving;
-        // a thousandth of the flow is noise, not growth
-        let noise = arriving.max(leaving) / 1000.0;
-        Forecast {
-            growth_bytes_per_second: growth,
-            full_in_seconds: (growth > noise).then(|| usable_bytes / growth),
-            clear_in_seconds: (growth < -noise && backlog_bytes > 0.0).then(|| backlog_bytes / -growth),
-        }
-    }
-
-    /// In words: `growing by 3.33 MB/s (288 GB/day), the disk is full in 3d 12h`.
-    pub fn in_words(&self) -> String {
-        let per_second = Rate(self.growth_bytes_per_second.abs() as u64);
-        match (self.full_in_seconds, self.clear_in_seconds) {
-            (Some(full), _) => format!(
-                "growing by {per_second} ({}/day), the disk is full in {}",
-                ByteSize((self.growth_bytes_per_second * 86_400.0) as u64),
-                span(Duration::from_secs_f64(full.min(1e10)))
-            ),
-            (None, Some(clear)) => {
-                format!("shrinking by {per_second}, gone in {}", span(Duration::from_secs_f64(clear.min(1e10))))
-            }
-            (None, None) => "steady".to_owned(),
-        }
-    }
-}
-
 impl Condition {
     /// In a word or a sentence.
     pub fn in_words(&self) -> String {
@@ -302,7 +262,7 @@ impl fmt::Display for Status {
             backlog.uploads,
             ByteSize(backlog.bytes.max(0) as u64),
             span(Duration::from_secs_f64(backlog.oldest_age_seconds.max(0.0))),
-            self.forecast.in_words()
+            self.forecast.words
         )?;
         writeln!(
             f,
@@ -318,28 +278,5 @@ impl fmt::Display for Status {
             "books      accepted {} = queued {} + uploading {} + uploaded {} + dead {} + shed {}",
             books.accepted, books.queued, books.uploading, books.uploaded, books.dead, books.shed
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_deficit_of_a_full_site_fills_a_terabyte_in_three_and_a_half_days() {
-        let forecast = Forecast::new(8_333_333.0, 5_000_000.0, 0.0, 1e12);
-        assert_eq!(forecast.in_words(), "growing by 3.33 MB/s (288 GB/day), the disk is full in 3d 11h");
-    }
-
-    #[test]
-    fn a_backlog_that_shrinks_has_an_end() {
-        let forecast = Forecast::new(1e6, 5e6, 40e6, 1e12);
-        assert_eq!(forecast.clear_in_seconds, Some(10.0));
-        assert_eq!(forecast.full_in_seconds, None);
-    }
-
-    #[test]
-    fn noise_is_not_growth() {
-        assert_eq!(Forecast::new(5_000_100.0, 5_000_000.0, 1e6, 1e12).in_words(), "steady");
     }
 }

@@ -8,7 +8,7 @@ use forebay::config::SETTINGS;
 
 /// Bottom to top. A module may import from layers below its own, and from the ground within its own layer if it is ground.
 const GROUND: &[&str] =
-    &["error", "outage", "units", "upload", "timetable", "allowance", "status", "config", "crash_points"];
+    &["error", "outage", "units", "upload", "timetable", "allowance", "forecast", "status", "config", "crash_points"];
 const RESOURCES: &[&str] = &["http", "spool", "queue", "pacer", "bucket", "embedded_s3", "ledger", "telemetry"];
 const ROLES: &[&str] = &["ingest", "drain", "keeper", "console", "fleet", "audit"];
 const WIRING: &[&str] = &["commands"];

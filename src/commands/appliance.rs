@@ -130,6 +130,7 @@ impl Appliance {
             spool: spool.clone(),
             uplink: config.uplink.clone(),
             standing,
+            retain: config.retain,
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;

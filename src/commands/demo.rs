@@ -26,7 +26,7 @@ use crate::ledger::Ledger;
 use crate::pacer::Pacer;
 use crate::status::Status;
 use crate::telemetry;
-use crate::units::{ByteSize, Rate, Share, UnixMs, parse_span, span};
+use crate::units::{ByteSize, Rate, Share, UnixMs, parse_span};
 
 const BUCKET: &str = "photos";
 
@@ -115,6 +115,7 @@ pub async fn run(args: Args) -> Outcome {
     let ran = fleet::run(plan, Some(ledger), tally.clone(), interrupted.clone()).await;
     over.cancel();
     let drained = watching.await.unwrap_or_default();
+    let forecast = appliance.snapshots.borrow().forecast.words.clone();
     if interrupted.is_cancelled() {
         println!("interrupted; counting what there is");
     }
@@ -133,7 +134,7 @@ pub async fn run(args: Args) -> Outcome {
     println!("reading every photo back …");
     let report = audit(&subjects, Depth::Bytes, |_| {}).await?;
     queue.close().await;
-    let agrees = summary(&report, &drained, &tally, allowance);
+    let agrees = summary(&report, &drained, &tally, allowance, &forecast);
     if args.keep {
         println!("kept in {}", data.path.display());
     }
@@ -233,10 +234,7 @@ async fn watch(pacer: Pacer, snapshots: tokio::sync::watch::Receiver<Arc<Status>
             Rate(status.draining.bytes_per_second as u64),
             status.backlog.uploads,
             ByteSize(status.backlog.bytes.max(0) as u64),
-            status.forecast.full_in_seconds.map_or("the disk does not fill".to_owned(), |seconds| format!(
-                "disk full in {}",
-                span(Duration::from_secs_f64(seconds.min(1e10)))
-            )),
+            status.forecast.in_short(),
         );
         if terminal {
             use std::io::Write;
@@ -251,7 +249,7 @@ async fn watch(pacer: Pacer, snapshots: tokio::sync::watch::Receiver<Arc<Status>
 }
 
 /// The last page. True when everything that was acknowledged is accounted for.
-fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: Rate) -> bool {
+fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: Rate, forecast: &str) -> bool {
     let line = |what: &str, uploads: u64, bytes: u64, how: &str| {
         println!("  {what:<22}{uploads:>8}  {:>9}   {how}", ByteSize(bytes).to_string());
     };
@@ -270,6 +268,7 @@ fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: 
         );
     }
     println!("  acknowledged in {:.0} ms (median), {:.0} ms (p99)", tally.latency_ms(0.5), tally.latency_ms(0.99));
+    println!("  had it gone on like this: {forecast}");
     if let Some(trouble) = tally.first_trouble() {
         println!("  the first trouble a device had: {trouble}");
     }
