@@ -442,8 +442,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 /// Empty is the machine's own, which the library finds by TZ and /etc/localtime, and which is UTC where neither says.
 fn zone(text: &str) -> Result<Zone, String> {
     if text.is_empty() {
-        let rules = TimeZone::system();
-        let name = rules.iana_name().unwrap_or("without a name").to_owned();
+        let rules = Some(TimeZone::system()).filter(|rules| !rules.is_unknown()).unwrap_or(TimeZone::UTC);
+        let name = format!("{}, the machine's own", rules.iana_name().unwrap_or("one without a name"));
         return Ok(Zone { rules, name });
     }
     let rules = TimeZone::get(text).map_err(|_| {

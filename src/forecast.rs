@@ -42,7 +42,7 @@ const LIKE_YESTERDAY: f64 = 1.25;
 pub struct Arrivals {
     /// Moments, with bytes and uploads accepted until then: the last ten minutes, oldest first.
     recent: VecDeque<(i64, f64, f64)>,
-    /// The same every ten minutes: a day and ten minutes, oldest first.
+    /// The same every ten minutes: a day and an hour, as some days are longer by that, oldest first.
     day: VecDeque<(i64, f64, f64)>,
 }
 
@@ -64,7 +64,7 @@ impl Arrivals {
         }
         if self.day.back().is_none_or(|(at, ..)| at + RECENT_MS <= now.0) {
             self.day.push_back(sample);
-            if self.day.len() > STRETCHES + 2 {
+            if self.day.len() > STRETCHES + 8 {
                 self.day.pop_front();
             }
         }
@@ -78,18 +78,61 @@ impl Arrivals {
         }
     }
 
-    /// What is to be expected from `now` on.
-    pub fn expected(&self) -> Expected {
+    /// What is to be expected, at a site whose people live by this zone's clocks.
+    pub fn expected(&self, zone: &Zone) -> Expected {
         let (bytes_per_second, uploads_per_second) = self.now();
         let even = Expected { bytes_per_second, uploads_per_second, day: Vec::new() };
-        if self.day.len() < STRETCHES + 2 {
+        let (Some((now, ..)), Some((first, ..))) = (self.recent.back(), self.day.front()) else { return even };
+        if now - first < DAY_MS + RECENT_MS {
             return even;
         }
-        let mut stretches: Vec<f64> =
-            self.day.iter().zip(self.day.iter().skip(1)).map(|(first, last)| per_second(first, last).0).collect();
-        let yesterday = stretches.remove(0);
+        let mut wall = Wall::new(zone);
+        let recently = wall.stretch(now - RECENT_MS / 2);
+        let (mut day, mut yesterday) = (vec![None; STRETCHES], 0.0);
+        for (first, last) in self.day.iter().zip(self.day.iter().skip(1)) {
+            let (middle, (rate, _)) = ((first.0 + last.0) / 2, per_second(first, last));
+            let stretch = wall.stretch(middle);
+            if stretch == recently && now - middle > DAY_MS / 2 {
+                yesterday = rate;
+            }
+            day[stretch] = Some(rate);
+        }
         let alike = bytes_per_second <= yesterday * LIKE_YESTERDAY && yesterday <= bytes_per_second * LIKE_YESTERDAY;
-        if alike { Expected { day: stretches, ..even } } else { even }
+        if !alike {
+            return even;
+        }
+        // an hour that the clocks left out is like the one before
+        let mut known = bytes_per_second;
+        let day = day.into_iter().map(|rate| {
+            known = rate.unwrap_or(known);
+            known
+        });
+        Expected { day: day.collect(), ..even }
+    }
+}
+
+/// The clock on the wall, for moments mostly in order.
+struct Wall<'a> {
+    zone: &'a Zone,
+    offset_ms: i64,
+    /// Moments between which the clocks do not change.
+    even: std::ops::Range<i64>,
+}
+
+impl Wall<'_> {
+    fn new(zone: &Zone) -> Wall<'_> {
+        Wall { zone, offset_ms: 0, even: 0..0 }
+    }
+
+    /// Which stretch of the day it is.
+    fn stretch(&mut self, at_ms: i64) -> usize {
+        if !self.even.contains(&at_ms) {
+            let at = UnixMs(at_ms).timestamp();
+            self.offset_ms = i64::from(self.zone.rules.to_offset(at).seconds()) * 1000;
+            let next = self.zone.rules.following(at).next().map(|change| change.timestamp().as_millisecond());
+            self.even = at_ms..next.unwrap_or(i64::MAX);
+        }
+        ((at_ms + self.offset_ms).rem_euclid(DAY_MS) / RECENT_MS) as usize
     }
 }
 
@@ -104,18 +147,16 @@ pub struct Expected {
     /// As it is now.
     pub bytes_per_second: f64,
     pub uploads_per_second: f64,
-    /// Bytes per second in even stretches of the coming day, as in the last one; empty where it stays as it is now.
+    /// Bytes per second in each stretch of a day from midnight on; empty where it stays as it is now.
     pub day: Vec<f64>,
 }
 
 impl Expected {
-    /// Bytes per second, so long from now.
-    fn after(&self, ms: i64) -> f64 {
-        match self.day.len() as i64 {
-            0 => self.bytes_per_second,
-            // the last stretch that was noted may be almost a stretch old, half of one on average
-            n => self.day[(((ms % DAY_MS + RECENT_MS / 2) * n / DAY_MS) % n) as usize],
+    fn at(&self, at_ms: i64, wall: &mut Wall) -> f64 {
+        if self.day.is_empty() {
+            return self.bytes_per_second;
         }
+        self.day.get(wall.stretch(at_ms)).copied().unwrap_or(self.bytes_per_second)
     }
 
     fn mean(&self) -> f64 {
@@ -292,7 +333,7 @@ impl Forecast {
         let seconds = |ms: f64| ms / 1000.0;
         let moment = |ms: f64| UnixMs(site.now.0 + ms as i64);
         let leaving = site.allowed.first().and_then(|(_, _, rate)| *rate).map_or(0.0, |rate| rate.0 as f64);
-        let growth = site.arriving.after(0) - leaving / site.wire_factor;
+        let growth = site.arriving.bytes_per_second - leaving / site.wire_factor;
         let full_in_seconds = course.full_at.map(seconds);
         let mut forecast = Forecast {
             outlook: Outlook::of(full_in_seconds, 1.0),
@@ -353,7 +394,7 @@ fn left_before(site: &Site) -> VecDeque<Left> {
 fn course(site: &Site) -> Course {
     let horizon = HORIZON.as_millis() as f64;
     let retain = site.retain.as_millis() as f64;
-    let mut left = left_before(site);
+    let (mut left, mut wall) = (left_before(site), Wall::new(site.zone));
     let (mut t, mut backlog, mut used) = (0.0, site.backlog_bytes, 0.0);
     let noise = site.arriving.bytes_per_second * ON_ITS_WAY_SECONDS;
     let mut course = Course {
@@ -373,7 +414,7 @@ fn course(site: &Site) -> Course {
         let step = if (t as i64) < FINE_MS { STEP_MS } else { STEP_BEYOND_MS };
         let mut end = (((t as i64) / step + 1) * step) as f64;
         end = end.min((until.0 - site.now.0) as f64).min(horizon);
-        let arrives = site.arriving.after(t as i64) / 1000.0;
+        let arrives = site.arriving.at(site.now.0 + t as i64, &mut wall) / 1000.0;
         let capacity = rate.map_or(0.0, |rate| rate.0 as f64) / site.wire_factor / 1000.0;
         let leaves = if backlog > 0.0 { capacity } else { capacity.min(arrives) };
         if backlog > 0.0 && leaves > arrives {
@@ -451,7 +492,8 @@ fn remedies(site: &Site, course: &Course) -> Vec<Remedy> {
     let mut remedies = Vec::new();
     let (link, seconds) = (site.link.0 as f64, week.iter().map(|(_, seconds)| seconds).sum::<f64>());
     let needed = site.arriving.mean() * site.wire_factor;
-    let percent = needed / link * 100.0;
+    // a tenth of a percent is noise
+    let percent = needed / link * 100.0 - 0.1;
     let percent = if percent < 10.0 { (percent * 10.0).ceil() / 10.0 } else { percent.ceil() };
     if percent <= 100.0 {
         remedies.push(Remedy::SharePercent(percent));
@@ -624,10 +666,11 @@ mod tests {
             bytes += if by_day { 600e6 } else { 60e6 };
             arrivals.note(UnixMs(minute * 60_000), bytes, 0.0);
         }
-        let expected = arrivals.expected();
+        let (expected, zone) = (arrivals.expected(&zone()), zone());
+        let mut wall = Wall::new(&zone);
+        let mut at = |hour: i64| expected.at(hour * 3_600_000, &mut wall);
         assert_eq!(expected.day.len(), STRETCHES);
-        // it is midnight: eight hours of little are coming, then twelve of much
-        assert!(expected.after(4 * 3_600_000) < 1.1e6 && expected.after(12 * 3_600_000) > 9.9e6, "{expected:?}");
+        assert!(at(4) < 1.1e6 && at(12) > 9.9e6 && at(52) < 1.1e6, "{expected:?}");
         assert!((expected.mean() - 5.5e6).abs() < 0.1e6, "{}", expected.mean());
     }
 

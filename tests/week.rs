@@ -84,7 +84,7 @@ fn live(scenario: &Scenario, seconds: usize) -> Lived {
     let (mut waiting_bytes, mut retained_bytes, mut credit) = (0u64, 0u64, 0.0);
     let (mut accepted_bytes, mut accepted) = (0u64, 0u64);
     let mut arrivals = Arrivals::default();
-    let mut lived = Lived { minutes: Vec::new(), asked: Vec::new(), on_its_way: 0.0 };
+    let mut lived = Lived { minutes: Vec::new(), asked: Vec::new(), on_its_way: 20e6 };
 
     for second in 0..seconds {
         let hour = zone.rules.to_datetime(moment(second - second % 60).timestamp()).hour();
@@ -134,7 +134,7 @@ fn live(scenario: &Scenario, seconds: usize) -> Lived {
                 now: from,
                 zone: &zone,
                 link: LINK,
-                arriving: arrivals.expected(),
+                arriving: arrivals.expected(&zone),
                 allowed: &uplink.segments(from, until, &Control::default()),
                 allowed_before: &uplink.segments(before, from, &Control::default()),
                 wire_factor: WIRE,
@@ -147,7 +147,6 @@ fn live(scenario: &Scenario, seconds: usize) -> Lived {
             lived.asked.push(Asked { second: now, said });
         }
     }
-    lived.on_its_way = 20_000_000.0;
     lived
 }
 
@@ -175,7 +174,7 @@ fn compare(scenario: &Scenario) {
         let grown = lived.minutes.get(first + 1440).map(|(waiting, _)| waiting - lived.minutes[first].0);
 
         // a minute is as fine as the model is looked at
-        let off = |said: f64, came: f64| (said - came).abs().max(60.0) / came.max(1200.0) - 60.0 / came.max(1200.0);
+        let off = |said: f64, came: f64| ((said - came).abs() - 60.0).max(0.0) / came;
         let mut note = |kind: usize, error: f64| {
             worst[kind] = worst[kind].max(error);
             compared[kind] += 1;

@@ -56,7 +56,7 @@ fn uplink_in_words(uplink: &Uplink) {
     let now = UnixMs::now();
     let in_force = uplink.in_force(now, &Control::default());
     let local = jiff::Zoned::new(now.timestamp(), uplink.zone.rules.clone());
-    println!("\nthe site's time zone is {}, where it is {}", uplink.zone.name, local.strftime("%a %Y-%m-%d %H:%M"));
+    println!("\nthe site's time zone is {}; there it is {}", uplink.zone.name, local.strftime("%a %Y-%m-%d %H:%M"));
     if let Some(timetable) = &uplink.timetable {
         println!("the week:");
         timetable.week().iter().for_each(|line| println!("  {line}"));

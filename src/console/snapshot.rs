@@ -139,7 +139,7 @@ impl Sampler {
             now,
             zone: &uplink.zone,
             link: uplink.rate,
-            arriving: self.arrivals.expected(),
+            arriving: self.arrivals.expected(&uplink.zone),
             allowed: &allowed,
             allowed_before: &uplink.segments(before, now, &Control::default()),
             wire_factor,

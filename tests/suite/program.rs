@@ -94,7 +94,7 @@ async fn the_week_is_shown_as_people_read_it() {
     let shown = text(&done.stdout);
     assert!(done.status.success(), "{}", text(&done.stderr));
     for line in [
-        "the site's time zone is Pacific/Apia, where it is ",
+        "the site's time zone is Pacific/Apia; there it is ",
         "  Mon-Fri    00:00-08:00  100%  25.0 MB/s",
         "             08:00-19:00   20%  5.00 MB/s",
         "             19:00-24:00  100%  25.0 MB/s",
