@@ -10,8 +10,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use crate::allowance::{Uplink, Zone};
 use crate::crash_points::{self, Armed};
-use crate::units::{ByteSize, Rate, Reserve, Share, parse_span};
+use crate::timetable::Timetable;
+use crate::units::{ByteSize, RATE_MAX, Rate, Reserve, parse_span};
 use crate::upload::KeyTemplate;
 
 /// One setting, as `sample.env`, `--help` and `forebay config` show it.
@@ -60,6 +64,18 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting("FOREBAY_UPLINK_RATE", "uplink-rate", "200Mbit/s", "The site's uplink"),
     setting("FOREBAY_UPLINK_SHARE", "uplink-share", "20%", "The share of it that uploads may use"),
+    setting(
+        "FOREBAY_UPLINK_TIMETABLE",
+        "uplink-timetable",
+        "",
+        "Shares or rates by day and time, in place of the share, such as Mon-Fri 08:00,20% 19:00,100%",
+    ),
+    setting(
+        "FOREBAY_TIMEZONE",
+        "timezone",
+        "",
+        "The site's time zone, such as Europe/Berlin; by default the machine's own",
+    ),
     setting("FOREBAY_UPLOAD_MAX_BYTES", "upload-max-bytes", "10MiB", "The largest photo that is accepted"),
     setting("FOREBAY_BODY_TIMEOUT", "body-timeout", "2m", "The longest a device may take to send one photo"),
     setting("FOREBAY_RETAIN", "retain", "0s", "How long an uploaded photo stays on disk"),
@@ -133,20 +149,6 @@ pub struct Endpoint {
     pub url: String,
     pub access_key: String,
     pub secret_key: String,
-}
-
-/// The link and the share of it that uploads may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Uplink {
-    pub rate: Rate,
-    pub share: Share,
-}
-
-impl Uplink {
-    /// Bytes per second that the drain may put on the wire.
-    pub fn allowance(&self) -> Rate {
-        Rate(self.rate.share(self.share).0.max(1))
-    }
 }
 
 /// How much room the spool may take.
@@ -245,6 +247,12 @@ impl Source {
         Source { flags, environment }
     }
 
+    /// Who runs this process, for others to know: the user's name, or number.
+    pub fn user(&self) -> String {
+        let named = ["USER", "LOGNAME"].iter().filter_map(|name| self.environment.get(*name)).find(|n| !n.is_empty());
+        named.cloned().unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()))
+    }
+
     /// Each setting's text and origin. Errors are unreadable files, names given twice, and unknown variables.
     pub fn values(&self) -> (Vec<Value>, Vec<String>) {
         let mut errors = self.unknown_variables();
@@ -317,8 +325,17 @@ impl Config {
         let prefix = read.text("FOREBAY_S3_PREFIX");
         let keys = read.parsed("FOREBAY_S3_KEY", |text| KeyTemplate::new(&prefix, text));
         let bucket_name = read.parsed("FOREBAY_S3_BUCKET", bucket_name);
-        let rate = read.parsed("FOREBAY_UPLINK_RATE", str::parse);
+        let rate: Option<Rate> = read.parsed("FOREBAY_UPLINK_RATE", str::parse);
         let share = read.parsed("FOREBAY_UPLINK_SHARE", str::parse);
+        let zone = read.parsed("FOREBAY_TIMEZONE", zone);
+        let timetable = match read.text("FOREBAY_UPLINK_TIMETABLE") {
+            text if text.trim().is_empty() => None,
+            text => Timetable::parse(&text, rate.unwrap_or(RATE_MAX))
+                .map_err(|all| {
+                    read.errors.extend(all.iter().map(|wrong| format!("FOREBAY_UPLINK_TIMETABLE: {wrong}")));
+                })
+                .ok(),
+        };
         let upload_max = read.parsed("FOREBAY_UPLOAD_MAX_BYTES", |text| {
             text.parse().and_then(|size: ByteSize| match size.0 {
                 1..=134_217_728 => Ok(size),
@@ -364,7 +381,7 @@ impl Config {
                 queue: queue?,
                 bucket: bucket_name?.map(|name| BucketConfig { name, prefix: keys.prefix().to_owned(), path_style }),
                 keys,
-                uplink: Uplink { rate: rate?, share: share? },
+                uplink: Uplink { rate: rate?, share: share?, timetable, zone: zone? },
                 upload_max: upload_max?,
                 body_timeout: body_timeout?,
                 retain: retain?,
@@ -422,6 +439,24 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("expected an address and port such as 0.0.0.0:8080, found {text:?}"))
 }
 
+/// Empty is the machine's own, which the library finds by TZ and /etc/localtime, and which is UTC where neither says.
+fn zone(text: &str) -> Result<Zone, String> {
+    if text.is_empty() {
+        let rules = Some(TimeZone::system()).filter(|rules| !rules.is_unknown()).unwrap_or(TimeZone::UTC);
+        let name = format!("{}, the machine's own", rules.iana_name().unwrap_or("one without a name"));
+        return Ok(Zone { rules, name });
+    }
+    let rules = TimeZone::get(text).map_err(|_| {
+        let part = text.rsplit('/').next().unwrap_or(text).trim().replace(' ', "_").to_ascii_lowercase();
+        let near = |name: &str| !part.is_empty() && name.to_ascii_lowercase().contains(&part);
+        let hint = jiff::tz::db().available().find(|name| near(name.as_str()));
+        let hint = hint.map_or(String::new(), |name| format!("; is it {name}?"));
+        format!("there is no time zone {text:?}; expected an IANA name such as Europe/Berlin{hint}")
+    })?;
+    let name = rules.iana_name().unwrap_or(text).to_owned();
+    Ok(Zone { rules, name })
+}
+
 fn queue_url(text: &str, data_dir: &std::path::Path) -> Result<QueueUrl, String> {
     match text {
         "sqlite" => Ok(QueueUrl::Sqlite(data_dir.join("queue.sqlite"))),
@@ -457,7 +492,8 @@ mod tests {
     #[test]
     fn nothing_set_is_a_valid_configuration() {
         let config = Config::load(&source(&[])).unwrap();
-        assert_eq!(config.uplink.allowance(), Rate(5_000_000));
+        let in_force = config.uplink.in_force(crate::units::UnixMs::now(), &Default::default());
+        assert_eq!(in_force.allowance, Some(Rate(5_000_000)));
         assert!(config.bucket.is_none());
     }
 
@@ -483,6 +519,23 @@ mod tests {
             assert!(errors.iter().any(|e| e.starts_with(name)), "{name} is missing from {errors:?}");
         }
         assert_eq!(errors.len(), 6);
+    }
+
+    #[test]
+    fn a_timetable_is_read_in_the_sites_time_zone_and_all_that_is_wrong_with_it_is_told() {
+        let week = ("FOREBAY_UPLINK_TIMETABLE", "Mon-Fri 08:00,20% 19:00,100%");
+        let uplink = Config::load(&source(&[week, ("FOREBAY_TIMEZONE", "america/new_york")])).unwrap().uplink;
+        assert_eq!(uplink.zone.name, "America/New_York");
+        assert!(uplink.timetable.is_some());
+        let wrong = source(&[
+            ("FOREBAY_UPLINK_TIMETABLE", "Mon-Fri 8,20% 19:00,300Mbit/s Mon"),
+            ("FOREBAY_TIMEZONE", "CEST/berlin"),
+        ]);
+        let ConfigErrors(errors) = Config::load(&wrong).unwrap_err();
+        let of = |name: &str| errors.iter().filter(|error| error.starts_with(name)).count();
+        assert_eq!((of("FOREBAY_UPLINK_TIMETABLE: "), of("FOREBAY_TIMEZONE: ")), (4, 1), "{errors:?}");
+        assert!(errors.iter().any(|error| error.ends_with("is it Europe/Berlin?")), "{errors:?}");
+        assert_eq!(Config::load(&source(&[])).unwrap().uplink.timetable, None);
     }
 
     #[test]

@@ -5,11 +5,14 @@
 //! that. ARCHITECTURE.md tells the story of one upload through all of them.
 
 // Ground: pure values, no I/O; and the points at which a test can have any step of what follows go wrong.
+pub mod allowance;
 pub mod config;
 pub mod crash_points;
 pub mod error;
+pub mod forecast;
 pub mod outage;
 pub mod status;
+pub mod timetable;
 pub mod units;
 pub mod upload;
 

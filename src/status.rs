@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::allowance::{Control, Uplink};
+use crate::forecast::Forecast;
 use crate::units::{ByteSize, Rate, UnixMs, span};
 
 /// One snapshot.
@@ -48,10 +50,12 @@ pub struct Flow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DrainStatus {
     pub condition: Condition,
-    /// Bytes per second that it may put on the wire now.
+    /// Bytes per second that it may put on the wire now; 0 in an operator's pause.
     pub allowance_bytes_per_second: u64,
     /// The rule that gives this allowance, in words.
     pub allowance_rule: String,
+    /// When this rule ends by itself.
+    pub allowance_until: Option<UnixMs>,
     /// Bytes that this process put on the wire since it started, heads and repeats included.
     pub sent_bytes: u64,
 }
@@ -70,8 +74,108 @@ pub enum Condition {
     Standby,
     /// The environment is at fault; it tries again at `until`.
     Paused { reason: String, since: UnixMs, until: UnixMs },
+    /// An operator said that nothing may leave.
+    Held { who: String, since: UnixMs, until: Option<UnixMs> },
     /// The process is stopping.
     Stopping,
+}
+
+/// What is allowed, by which rule, and what there is to rule it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RateStatus {
+    /// Bytes per second that may be put on the wire now; 0 in an operator's pause.
+    pub allowance_bytes_per_second: u64,
+    /// The rule that gives this allowance, in words.
+    pub rule: String,
+    /// When this rule ends by itself.
+    pub until: Option<UnixMs>,
+    /// A rate that an operator set, in force or behind a pause.
+    #[serde(rename = "override")]
+    pub set: Option<SetStatus>,
+    pub pause: Option<PauseStatus>,
+    pub uplink: UplinkStatus,
+    /// The configured week in words, a line for each stretch of a day.
+    pub timetable: Option<Vec<String>>,
+}
+
+/// A rate in place of the configured one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetStatus {
+    /// As it was set, such as `100%`.
+    pub rate: String,
+    pub bytes_per_second: u64,
+    pub who: String,
+    pub since: UnixMs,
+    /// None: until it is cleared.
+    pub until: Option<UnixMs>,
+}
+
+/// An operator's pause.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PauseStatus {
+    pub who: String,
+    pub since: UnixMs,
+    /// None: until it is resumed.
+    pub until: Option<UnixMs>,
+}
+
+/// What is configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    pub bytes_per_second: u64,
+    /// In force while there is no timetable.
+    pub share: String,
+    pub timezone: String,
+}
+
+impl RateStatus {
+    /// From what is configured and what was said.
+    pub fn new(uplink: &Uplink, control: &Control, now: UnixMs) -> RateStatus {
+        let in_force = uplink.in_force(now, control);
+        let set = control.rate.as_ref().map(|set| SetStatus {
+            rate: set.amount.to_string(),
+            bytes_per_second: set.amount.of(uplink.rate).0,
+            who: set.who.clone(),
+            since: set.since,
+            until: set.until,
+        });
+        let pause = control.pause.as_ref();
+        let pause = pause.map(|pause| PauseStatus { who: pause.who.clone(), since: pause.since, until: pause.until });
+        RateStatus {
+            allowance_bytes_per_second: in_force.allowance.map_or(0, |rate| rate.0),
+            rule: in_force.rule.to_string(),
+            until: in_force.until,
+            set,
+            pause,
+            uplink: UplinkStatus {
+                bytes_per_second: uplink.rate.0,
+                share: uplink.share.to_string(),
+                timezone: uplink.zone.name.clone(),
+            },
+            timetable: uplink.timetable.as_ref().map(|timetable| timetable.week()),
+        }
+    }
+}
+
+impl fmt::Display for RateStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.allowance_bytes_per_second {
+            0 => write!(f, "allowance  nothing, {}", self.rule)?,
+            bytes => write!(f, "allowance  {}, {}", Rate(bytes), self.rule)?,
+        }
+        if let (Some(set), Some(_)) = (&self.set, &self.pause) {
+            write!(f, "\nafterwards {}, set by {}", set.rate, set.who)?;
+        }
+        let UplinkStatus { bytes_per_second, share, timezone } = &self.uplink;
+        write!(f, "\nuplink     {:.0} Mbit/s", Rate(*bytes_per_second).mbit())?;
+        match &self.timetable {
+            None => write!(f, ", of which {share}"),
+            Some(week) => {
+                write!(f, ", by a timetable, in {timezone}:")?;
+                week.iter().try_for_each(|line| write!(f, "\n           {line}"))
+            }
+        }
+    }
 }
 
 /// Uploads and bytes in each state, since the appliance was set up: accepted is the sum of the others.
@@ -111,47 +215,6 @@ pub struct SpoolStatus {
     pub refusing: Option<String>,
 }
 
-/// Where it ends if arrivals and allowance stay as they are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Forecast {
-    /// Arrivals less what may leave; positive when the backlog grows.
-    pub growth_bytes_per_second: f64,
-    /// Seconds until the disk is full; none when the backlog does not grow.
-    pub full_in_seconds: Option<f64>,
-    /// Seconds until the backlog is gone; none when it grows or is gone.
-    pub clear_in_seconds: Option<f64>,
-}
-
-impl Forecast {
-    /// From arrivals, what leaves at most, the backlog's bytes and the disk's usable bytes.
-    pub fn new(arriving: f64, leaving: f64, backlog_bytes: f64, usable_bytes: f64) -> Forecast {
-        let growth = arriving - leaving;
-        // a thousandth of the flow is noise, not growth
-        let noise = arriving.max(leaving) / 1000.0;
-        Forecast {
-            growth_bytes_per_second: growth,
-            full_in_seconds: (growth > noise).then(|| usable_bytes / growth),
-            clear_in_seconds: (growth < -noise && backlog_bytes > 0.0).then(|| backlog_bytes / -growth),
-        }
-    }
-
-    /// In words: `growing by 3.33 MB/s (288 GB/day), the disk is full in 3d 12h`.
-    pub fn in_words(&self) -> String {
-        let per_second = Rate(self.growth_bytes_per_second.abs() as u64);
-        match (self.full_in_seconds, self.clear_in_seconds) {
-            (Some(full), _) => format!(
-                "growing by {per_second} ({}/day), the disk is full in {}",
-                ByteSize((self.growth_bytes_per_second * 86_400.0) as u64),
-                span(Duration::from_secs_f64(full.min(1e10)))
-            ),
-            (None, Some(clear)) => {
-                format!("shrinking by {per_second}, gone in {}", span(Duration::from_secs_f64(clear.min(1e10))))
-            }
-            (None, None) => "steady".to_owned(),
-        }
-    }
-}
-
 impl Condition {
     /// In a word or a sentence.
     pub fn in_words(&self) -> String {
@@ -161,6 +224,7 @@ impl Condition {
             Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
             Condition::Idle => "idle, nothing to send".to_owned(),
             Condition::Paused { reason, since, .. } => format!("PAUSED since {since}: {reason}"),
+            Condition::Held { who, .. } => format!("PAUSED by {who}; `forebay resume` ends it"),
             Condition::Stopping => "stopping".to_owned(),
         }
     }
@@ -188,14 +252,17 @@ impl fmt::Display for Status {
         }
         writeln!(f, "arriving   {}", self.arriving)?;
         writeln!(f, "draining   {}, {}", self.draining, drain.condition.in_words())?;
-        writeln!(f, "allowance  {}, {}", Rate(drain.allowance_bytes_per_second), drain.allowance_rule)?;
+        match drain.allowance_bytes_per_second {
+            0 => writeln!(f, "allowance  nothing, {}", drain.allowance_rule)?,
+            bytes => writeln!(f, "allowance  {}, {}", Rate(bytes), drain.allowance_rule)?,
+        }
         writeln!(
             f,
             "backlog    {} photos, {}, oldest {}; {}",
             backlog.uploads,
             ByteSize(backlog.bytes.max(0) as u64),
             span(Duration::from_secs_f64(backlog.oldest_age_seconds.max(0.0))),
-            self.forecast.in_words()
+            self.forecast.words
         )?;
         writeln!(
             f,
@@ -211,28 +278,5 @@ impl fmt::Display for Status {
             "books      accepted {} = queued {} + uploading {} + uploaded {} + dead {} + shed {}",
             books.accepted, books.queued, books.uploading, books.uploaded, books.dead, books.shed
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_deficit_of_a_full_site_fills_a_terabyte_in_three_and_a_half_days() {
-        let forecast = Forecast::new(8_333_333.0, 5_000_000.0, 0.0, 1e12);
-        assert_eq!(forecast.in_words(), "growing by 3.33 MB/s (288 GB/day), the disk is full in 3d 11h");
-    }
-
-    #[test]
-    fn a_backlog_that_shrinks_has_an_end() {
-        let forecast = Forecast::new(1e6, 5e6, 40e6, 1e12);
-        assert_eq!(forecast.clear_in_seconds, Some(10.0));
-        assert_eq!(forecast.full_in_seconds, None);
-    }
-
-    #[test]
-    fn noise_is_not_growth() {
-        assert_eq!(Forecast::new(5_000_100.0, 5_000_000.0, 1e6, 1e12).in_words(), "steady");
     }
 }

@@ -122,6 +122,9 @@ pub struct Metrics {
     spool_free: Gauge<u64>,
     spool_usable: Gauge<u64>,
     spool_full_in: Gauge<f64>,
+    forecast_full_in: Gauge<f64>,
+    forecast_clear_in: Gauge<f64>,
+    forecast_growth: Gauge<f64>,
     queue_reachable: Gauge<u64>,
 }
 
@@ -162,6 +165,18 @@ pub fn metrics() -> &'static Metrics {
             spool_full_in: float(
                 "forebay_spool_full_in_seconds",
                 "Time until the disk is full; +Inf when it does not fill",
+            ),
+            forecast_full_in: float(
+                "forebay_forecast_full_in_seconds",
+                "Time until the disk is full, by timetable and all; +Inf when it does not fill",
+            ),
+            forecast_clear_in: float(
+                "forebay_forecast_clear_in_seconds",
+                "Time until the backlog is gone; 0 when it is, +Inf when it stays",
+            ),
+            forecast_growth: float(
+                "forebay_forecast_growth_bytes_per_day",
+                "By how much the backlog is larger in a day; below 0 when it shrinks",
             ),
             queue_reachable: gauge("forebay_queue_reachable", "1 when the queue answers"),
         }
@@ -218,7 +233,14 @@ impl Metrics {
             self.backlog_uploads.record(status.backlog.uploads, &[]);
             self.backlog_bytes.record(status.backlog.bytes, &[]);
             self.backlog_oldest_age.record(status.backlog.oldest_age_seconds, &[]);
-            self.spool_full_in.record(status.forecast.full_in_seconds.unwrap_or(f64::INFINITY), &[]);
+            let forecast = &status.forecast;
+            let full_in = forecast.full_in_seconds.unwrap_or(f64::INFINITY);
+            self.spool_full_in.record(full_in, &[]);
+            self.forecast_full_in.record(full_in, &[]);
+            let stays = forecast.peak_day.bytes > 0.0 && forecast.growth_bytes_per_day > 0.0;
+            let clear_in = forecast.clear_in_seconds.unwrap_or(if stays { f64::INFINITY } else { 0.0 });
+            self.forecast_clear_in.record(clear_in, &[]);
+            self.forecast_growth.record(forecast.growth_bytes_per_day, &[]);
         }
         self.spool_free.record(status.spool.free_bytes, &[]);
         self.spool_usable.record(status.spool.usable_bytes, &[]);

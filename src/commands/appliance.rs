@@ -13,7 +13,7 @@ use crate::bucket::Bucket;
 use crate::config::{Config, QueueUrl};
 use crate::console::{self, Parts};
 use crate::crash_points;
-use crate::drain::Drain;
+use crate::drain::{Drain, steering};
 use crate::http::listener;
 use crate::ingest::Ingest;
 use crate::keeper::Keeper;
@@ -94,9 +94,16 @@ impl Appliance {
     ) -> Result<Appliance, Failure> {
         let spool = Spool::open(&config.data_dir, config.spool)?;
         let queue = Queue::open(&config.queue)?;
-        let pacer = Pacer::new(config.uplink.allowance());
         let mut tasks = JoinSet::new();
         migrate(&config.queue, &queue, &mut tasks, &stop).await?;
+
+        let first = steering::standing(&queue, &config.uplink).await;
+        let pacer = Pacer::new(config.uplink.rate);
+        pacer.set_allowance(first.in_force.allowance);
+        let (allowance, rule) = (first.in_force.allowance, first.in_force.rule.clone());
+        let (steered, standing) = tokio::sync::watch::channel(first);
+        let of_the_drain = roles.drain().then(|| pacer.clone());
+        tasks.spawn(steering::steer(of_the_drain, queue.clone(), config.uplink.clone(), steered, stop.clone()));
 
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
@@ -121,13 +128,15 @@ impl Appliance {
             roles: roles.names(),
             queue: queue.clone(),
             spool: spool.clone(),
-            uplink: config.uplink,
+            uplink: config.uplink.clone(),
+            standing,
+            retain: config.retain,
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;
         let tcp = bind(config.console_listen, "FOREBAY_CONSOLE_LISTEN").await?;
         let console_address = tcp.local_addr().unwrap_or(config.console_listen);
-        let router = console::router(snapshots.clone(), registry);
+        let router = console::router(snapshots.clone(), queue.clone(), config.uplink.clone(), registry);
         tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
 
         tracing::info!(
@@ -136,7 +145,9 @@ impl Appliance {
             console = format!("http://{console_address}/"),
             queue = queue.kind(),
             data_dir = %config.data_dir.display(),
-            allowance = %config.uplink.allowance(),
+            allowance = allowance.map_or("nothing".to_owned(), |rate| rate.to_string()),
+            %rule,
+            timezone = config.uplink.zone.name,
             "forebay is up"
         );
         Ok(Appliance { queue, spool, pacer, ingest_address, console_address, snapshots, tasks })

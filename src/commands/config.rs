@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::{Outcome, SettingFlags};
+use crate::allowance::{Control, Uplink};
 use crate::config::{Config, ConfigErrors};
+use crate::units::UnixMs;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -41,10 +43,24 @@ pub fn run(args: Args) -> Outcome {
     match Config::load(&source) {
         Ok(config) => {
             if !args.json {
-                println!("\nthe drain may use {} of the uplink: {}", config.uplink.share, config.uplink.allowance());
+                uplink_in_words(&config.uplink);
             }
             Ok(ExitCode::SUCCESS)
         }
         Err(ConfigErrors(errors)) => Err(ConfigErrors(errors).into()),
     }
+}
+
+/// What the settings come to: the week as people read it, and what it allows now.
+fn uplink_in_words(uplink: &Uplink) {
+    let now = UnixMs::now();
+    let in_force = uplink.in_force(now, &Control::default());
+    let local = jiff::Zoned::new(now.timestamp(), uplink.zone.rules.clone());
+    println!("\nthe site's time zone is {}; there it is {}", uplink.zone.name, local.strftime("%a %Y-%m-%d %H:%M"));
+    if let Some(timetable) = &uplink.timetable {
+        println!("the week:");
+        timetable.week().iter().for_each(|line| println!("  {line}"));
+    }
+    let allowance = in_force.allowance.map(|rate| rate.to_string()).unwrap_or_default();
+    println!("the drain may use {allowance} of the uplink now: {}", in_force.rule);
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::appliance::{Appliance, Roles};
 use super::{Failure, Outcome, stop_signal};
+use crate::allowance::Control;
 use crate::audit::{Depth, Report, Subjects, audit};
 use crate::bucket::Bucket;
 use crate::config::{BucketConfig, Config, Source};
@@ -25,7 +26,7 @@ use crate::ledger::Ledger;
 use crate::pacer::Pacer;
 use crate::status::Status;
 use crate::telemetry;
-use crate::units::{ByteSize, Rate, Share, parse_span, span};
+use crate::units::{ByteSize, Rate, Share, UnixMs, parse_span};
 
 const BUCKET: &str = "photos";
 
@@ -90,13 +91,9 @@ pub async fn run(args: Args) -> Outcome {
         args.devices, args.per_minute, args.photo_bytes
     );
     println!("  in       {} ({:.1} Mbit/s)", Rate(fleet_rate as u64), fleet_rate * 8.0 / 1e6);
-    let allowance = config.uplink.allowance();
-    println!(
-        "  out      {allowance} ({:.1} Mbit/s): {} of {:.0} Mbit/s",
-        allowance.mbit(),
-        config.uplink.share,
-        config.uplink.rate.mbit()
-    );
+    let in_force = config.uplink.in_force(UnixMs::now(), &Control::default());
+    let allowance = in_force.allowance.unwrap_or(config.uplink.rate);
+    println!("  out      {allowance} ({:.1} Mbit/s): {}", allowance.mbit(), in_force.rule);
     println!("  devices  {url}   (docs at {url}docs/)");
     println!("  console  http://{}/   (/status, /metrics)", appliance.console_address);
     println!("  bucket   {}, embedded S3 at {}", data.path.join("s3").join(BUCKET).display(), s3.endpoint().url);
@@ -119,6 +116,7 @@ pub async fn run(args: Args) -> Outcome {
     let ran = fleet::run(plan, Some(ledger), tally.clone(), interrupted.clone()).await;
     over.cancel();
     let drained = watching.await.unwrap_or_default();
+    let forecast = appliance.snapshots.borrow().forecast.words.clone();
     if interrupted.is_cancelled() {
         println!("interrupted; counting what there is");
     }
@@ -137,7 +135,7 @@ pub async fn run(args: Args) -> Outcome {
     println!("reading every photo back …");
     let report = audit(&subjects, Depth::Bytes, |_| {}).await?;
     queue.close().await;
-    let agrees = summary(&report, &drained, &tally, &config);
+    let agrees = summary(&report, &drained, &tally, allowance, &forecast);
     if args.keep {
         println!("kept in {}", data.path.display());
     }
@@ -237,10 +235,7 @@ async fn watch(pacer: Pacer, snapshots: tokio::sync::watch::Receiver<Arc<Status>
             Rate(status.draining.bytes_per_second as u64),
             status.backlog.uploads,
             ByteSize(status.backlog.bytes.max(0) as u64),
-            status.forecast.full_in_seconds.map_or("the disk does not fill".to_owned(), |seconds| format!(
-                "disk full in {}",
-                span(Duration::from_secs_f64(seconds.min(1e10)))
-            )),
+            status.forecast.in_short(),
         );
         if terminal {
             use std::io::Write;
@@ -255,7 +250,7 @@ async fn watch(pacer: Pacer, snapshots: tokio::sync::watch::Receiver<Arc<Status>
 }
 
 /// The last page. True when everything that was acknowledged is accounted for.
-fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, config: &Config) -> bool {
+fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: Rate, forecast: &str) -> bool {
     let line = |what: &str, uploads: u64, bytes: u64, how: &str| {
         println!("  {what:<22}{uploads:>8}  {:>9}   {how}", ByteSize(bytes).to_string());
     };
@@ -264,7 +259,6 @@ fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, config: &Co
     line("verified in S3", report.verified, report.verified_bytes, "read back, every digest as it was sent");
     line("still queued", report.waiting, report.waiting_bytes, "on disk, every digest as it was sent");
     println!("  {:<22}{:>8}", "lost", report.lost);
-    let allowance = config.uplink.allowance();
     if drained.seconds >= 1.0 {
         let rate = drained.bytes as f64 / drained.seconds;
         println!(
@@ -275,6 +269,7 @@ fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, config: &Co
         );
     }
     println!("  acknowledged in {:.0} ms (median), {:.0} ms (p99)", tally.latency_ms(0.5), tally.latency_ms(0.99));
+    println!("  had it gone on like this: {forecast}");
     if let Some(trouble) = tally.first_trouble() {
         println!("  the first trouble a device had: {trouble}");
     }

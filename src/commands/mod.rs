@@ -1,10 +1,12 @@
 //! The commands of the `forebay` program, one file each, and what they share: flags, the runtime, signals, failures.
 
 mod appliance;
+mod asking;
 mod config;
 mod demo;
 mod list;
 mod migrate;
+mod rate;
 mod rebuild;
 mod simulate;
 mod status;
@@ -31,6 +33,7 @@ Examples:
   forebay serve --s3-bucket photos                 the single-box appliance; see sample.env for all settings
   forebay simulate --url http://127.0.0.1:8080/ --devices 100 --for 30s
   forebay status                                   what is happening now
+  forebay rate set 100% --for 1h                   the whole link for an hour
   forebay verify                                   does everything agree?"
 )]
 struct Cli {
@@ -54,6 +57,12 @@ enum Action {
     Verify(verify::Args),
     /// What a running forebay is doing
     Status(status::Args),
+    /// What the drain may use of the uplink, shown and changed while it runs
+    Rate(rate::Args),
+    /// Let nothing out until it is resumed
+    Pause(rate::PauseArgs),
+    /// Let what waits out again
+    Resume(rate::ResumeArgs),
     /// List uploads, newest first
     List(list::Args),
     /// Bring the queue's schema up to date
@@ -81,6 +90,9 @@ pub fn main() -> ExitCode {
             Action::Simulate(args) => simulate::run(args).await,
             Action::Verify(args) => verify::run(args).await,
             Action::Status(args) => status::run(args).await,
+            Action::Rate(args) => rate::run(args).await,
+            Action::Pause(args) => rate::pause(args).await,
+            Action::Resume(args) => rate::resume(args).await,
             Action::List(args) => list::run(args).await,
             Action::Migrate(flags) => migrate::run(flags).await,
             Action::Rebuild(flags) => rebuild::run(flags).await,

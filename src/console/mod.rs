@@ -1,39 +1,53 @@
-//! The operator's listener: status and metrics of the whole site, from any process.
+//! The operator's listener: status, metrics and the rate of the whole site, from any process.
 //!
 //! Always: on an address of its own, apart from the devices'. Never: work of its own for each viewer; all see one snapshot.
 
+mod rate;
 mod snapshot;
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::watch;
 
 pub use self::snapshot::{Parts, start as start_snapshots};
+use crate::allowance::Uplink;
 use crate::http::problem::{Kind, Problem, method_not_allowed, not_found};
+use crate::queue::Queue;
 use crate::status::Status;
 use crate::telemetry;
 
 #[derive(Clone)]
 struct Console {
     snapshots: watch::Receiver<Arc<Status>>,
+    queue: Queue,
+    uplink: Uplink,
     registry: Option<prometheus::Registry>,
 }
 
 /// The operator's API. Without a registry there are no metrics.
-pub fn router(snapshots: watch::Receiver<Arc<Status>>, registry: Option<prometheus::Registry>) -> Router {
+pub fn router(
+    snapshots: watch::Receiver<Arc<Status>>,
+    queue: Queue,
+    uplink: Uplink,
+    registry: Option<prometheus::Registry>,
+) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/rate", get(rate::show).put(rate::set).delete(rate::clear))
+        .route("/pause", post(rate::pause))
+        .route("/resume", post(rate::resume))
         .route("/livez", get(async || "ok\n"))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Console { snapshots, registry })
+        .layer(DefaultBodyLimit::max(rate::BODY_BYTES_MAX))
+        .with_state(Console { snapshots, queue, uplink, registry })
 }
 
 /// The snapshot as text.

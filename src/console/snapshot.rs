@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Uplink;
+use crate::allowance::{Control, Standing, Uplink};
 use crate::error::Result;
+use crate::forecast::{self, Arrivals, Forecast, Outlook, Site, Watch};
 use crate::pacer::Pacer;
 use crate::queue::{Books, Queue, Tally};
 use crate::spool::Spool;
 use crate::status::{
-    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, Forecast, QueueStatus, SpoolStatus, Status,
+    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, QueueStatus, SpoolStatus, Status,
 };
 use crate::telemetry::metrics;
 use crate::units::{Rate, UnixMs};
@@ -32,13 +33,18 @@ pub struct Parts {
     pub queue: Queue,
     pub spool: Spool,
     pub uplink: Uplink,
+    /// What is allowed, as it changes.
+    pub standing: watch::Receiver<Standing>,
+    /// How long an uploaded photo stays on disk.
+    pub retain: Duration,
     /// The drain of this process, if it has one.
     pub drain: Option<(Pacer, watch::Receiver<Condition>)>,
 }
 
 /// Takes snapshots until `stop` is cancelled. The first one is there when this returns.
 pub async fn start(parts: Parts, stop: CancellationToken) -> watch::Receiver<Arc<Status>> {
-    let mut sampler = Sampler { parts, samples: VecDeque::with_capacity(WINDOW + 1) };
+    let samples = VecDeque::with_capacity(WINDOW + 1);
+    let mut sampler = Sampler { parts, samples, arrivals: Arrivals::default(), sent: None, outlook: Watch::default() };
     let (sender, receiver) = watch::channel(Arc::new(sampler.take().await));
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(PERIOD);
@@ -59,6 +65,10 @@ struct Sampler {
     parts: Parts,
     /// The books as they were, oldest first.
     samples: VecDeque<(Instant, Books)>,
+    arrivals: Arrivals,
+    /// What this process had paid, and what had been uploaded, when it began.
+    sent: Option<(u64, i64)>,
+    outlook: Watch,
 }
 
 impl Sampler {
@@ -69,30 +79,98 @@ impl Sampler {
         if let Ok(books) = &books {
             self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
             self.samples.push_back((Instant::now(), *books));
+            let accepted = books.accepted();
+            self.arrivals.note(UnixMs::now(), accepted.bytes as f64, accepted.uploads as f64);
             if self.samples.len() > WINDOW + 1 {
                 self.samples.pop_front();
             }
         }
         let status = self.status(books);
         metrics().observe(&status);
+        // once for the site, by who pours
+        if self.parts.drain.is_some() && status.queue.reachable {
+            self.tell(&status);
+        }
         status
     }
 
-    fn status(&self, books: Result<Books>) -> Status {
-        let Parts { roles, queue, spool, uplink, drain } = &self.parts;
+    fn tell(&mut self, status: &Status) {
+        let forecast = &status.forecast.words;
+        match self.outlook.see(status.at, status.forecast.full_in_seconds) {
+            None => {}
+            Some((Outlook::FullWithinADay, true)) => tracing::error!(forecast, "the disk is full within a day"),
+            Some((Outlook::FullWithinAWeek, true)) => tracing::warn!(forecast, "the disk is full within a week"),
+            Some((_, true)) => tracing::warn!(forecast, "the disk fills"),
+            Some((Outlook::Sound, false)) => tracing::info!(forecast, "the disk does not fill any more"),
+            Some((_, false)) => tracing::info!(forecast, "the disk fills later than it did"),
+        }
+    }
+
+    /// Bytes on the wire for a byte of a photo, measured where this process sent enough to tell.
+    fn wire_factor(&mut self, uploaded_bytes: i64) -> f64 {
+        const ENOUGH_BYTES: i64 = 20_000_000;
+        let Some((pacer, _)) = &self.parts.drain else { return forecast::WIRE_FACTOR };
+        let paid = pacer.paid_bytes();
+        let (paid_before, uploaded_before) = *self.sent.get_or_insert((paid, uploaded_bytes));
+        let uploaded = uploaded_bytes - uploaded_before;
+        let factor = (paid - paid_before) as f64 / uploaded.max(1) as f64;
+        // what another drain uploaded, or what is sent again and again, says nothing of the wire
+        if uploaded >= ENOUGH_BYTES && (1.0..1.5).contains(&factor) { factor } else { forecast::WIRE_FACTOR }
+    }
+
+    fn forecast(&mut self, latest: &Books, usable_bytes: u64, condition: &Condition, draining: Flow) -> Forecast {
+        let wire_factor = self.wire_factor(latest.uploaded.bytes);
+        let Parts { uplink, standing, retain, .. } = &self.parts;
+        let Standing { in_force, control } = &*standing.borrow();
+        let (now, backlog) = (UnixMs::now(), latest.backlog());
+        let end = UnixMs(now.0 + forecast::HORIZON.as_millis() as i64);
+        let nothing_leaves = match condition {
+            Condition::Paused { .. } => true,
+            // the drain's own process knows what it may do; others see what it does
+            Condition::Elsewhere => backlog.uploads > 8 && draining.uploads_per_second == 0.0,
+            _ => false,
+        };
+        let allowed = match nothing_leaves && in_force.allowance.is_some() {
+            true => vec![(now, end, None)],
+            false => uplink.segments(now, end, control),
+        };
+        let before = UnixMs(now.0 - retain.as_millis() as i64);
+        Forecast::of(&Site {
+            now,
+            zone: &uplink.zone,
+            link: uplink.rate,
+            arriving: self.arrivals.expected(&uplink.zone),
+            allowed: &allowed,
+            allowed_before: &uplink.segments(before, now, &Control::default()),
+            wire_factor,
+            backlog_bytes: backlog.bytes.max(0) as f64,
+            usable_bytes: usable_bytes as f64,
+            // what is dead stays on disk; what was uploaded goes
+            retained_bytes: (latest.on_disk.bytes - backlog.bytes - latest.dead.bytes).max(0) as f64,
+            retain: *retain,
+            held: in_force.allowance.is_none(),
+        })
+    }
+
+    fn status(&mut self, books: Result<Books>) -> Status {
+        let Parts { roles, queue, spool, standing, drain, .. } = self.parts.clone();
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
-        let allowance =
-            drain.as_ref().map_or(Some(uplink.allowance()), |(pacer, _)| pacer.allowance()).unwrap_or(Rate(0));
+        let Standing { in_force, control } = standing.borrow().clone();
+        let allowance = in_force.allowance.unwrap_or(Rate(0));
         let backlog = latest.backlog();
         let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
-        let leaving = match condition {
-            Condition::Paused { .. } => 0.0,
-            // the drain's own process knows its allowance; others see what it does
-            Condition::Elsewhere if backlog.uploads > 0 => draining.bytes_per_second,
-            _ => allowance.0 as f64,
+        // while nothing may leave, what the drain does or does not says nothing of the environment
+        let condition = match (condition, &control.pause) {
+            (Condition::Pouring | Condition::Idle | Condition::Paused { .. }, Some(pause))
+                if in_force.allowance.is_none() =>
+            {
+                Condition::Held { who: pause.who.clone(), since: pause.since, until: pause.until }
+            }
+            (condition, _) => condition,
         };
-        let spool = spool_status(spool, latest.on_disk.bytes.max(0) as u64);
+        let spool = spool_status(&spool, latest.on_disk.bytes.max(0) as u64);
+        let forecast = self.forecast(&latest, spool.usable_bytes, &condition, draining);
         let now = UnixMs::now();
         Status {
             at: now,
@@ -108,7 +186,8 @@ impl Sampler {
             drain: DrainStatus {
                 condition,
                 allowance_bytes_per_second: allowance.0,
-                allowance_rule: format!("{} of {:.0} Mbit/s", uplink.share, uplink.rate.mbit()),
+                allowance_rule: in_force.rule.to_string(),
+                allowance_until: in_force.until,
                 sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.paid_bytes()),
             },
             books: BooksStatus {
@@ -124,12 +203,7 @@ impl Sampler {
                 bytes: backlog.bytes,
                 oldest_age_seconds: latest.oldest_queued.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()),
             },
-            forecast: Forecast::new(
-                arriving.bytes_per_second,
-                leaving,
-                backlog.bytes as f64,
-                spool.usable_bytes as f64,
-            ),
+            forecast,
             spool,
         }
     }

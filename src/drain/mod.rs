@@ -7,6 +7,7 @@
 mod attempt;
 mod environment;
 mod leader;
+pub mod steering;
 mod suspects;
 mod underway;
 mod width;

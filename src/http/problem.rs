@@ -21,6 +21,8 @@ pub enum Kind {
     NotAnImage,
     DigestMismatch,
     UploadIdReused,
+    OutOfRange,
+    QueueAway,
     Busy,
     SpoolFull,
     Unavailable,
@@ -54,6 +56,8 @@ impl Kind {
             UploadIdReused => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "upload-id-reused", "This upload_id belongs to other bytes")
             }
+            OutOfRange => (StatusCode::UNPROCESSABLE_ENTITY, "out-of-range", "A value cannot be what it is"),
+            QueueAway => (StatusCode::SERVICE_UNAVAILABLE, "queue-away", "The queue does not answer"),
             Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much is in flight"),
             SpoolFull => (StatusCode::SERVICE_UNAVAILABLE, "spool-full", "There is no room for another photo"),
             Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The photo cannot be made durable now"),
@@ -66,7 +70,7 @@ impl Kind {
     fn retry_after_seconds(self) -> Option<u64> {
         match self {
             Kind::Busy | Kind::Stopping => Some(2),
-            Kind::Unavailable | Kind::Internal => Some(5),
+            Kind::Unavailable | Kind::QueueAway | Kind::Internal => Some(5),
             Kind::SpoolFull => Some(30),
             _ => None,
         }

@@ -18,8 +18,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::allowance::{Control, End, Override, Pause};
 use crate::config::QueueUrl;
 use crate::error::{Error, Result};
+use crate::timetable::Amount;
 use crate::units::UnixMs;
 use crate::upload::{DeviceId, State, Upload, UploadId};
 
@@ -338,6 +340,44 @@ impl Queue {
     /// Deletes up to `limit` records of photos that were uploaded and removed at least `retain` ago; how many.
     pub async fn purge(&self, retain: Duration, limit: u32) -> Result<u64> {
         on_backend!(self, queue => queue.purge(retain, limit))
+    }
+
+    /// What operators said that is not over yet.
+    pub async fn control(&self) -> Result<Control> {
+        let mut control = Control::default();
+        for (kind, amount, who, since, until) in on_backend!(self, queue => queue.control())? {
+            let (since, until) = (UnixMs(since), until.map(UnixMs));
+            match (kind.as_str(), amount) {
+                ("rate", Some(amount)) => {
+                    let amount =
+                        amount.parse().map_err(|wrong| Error::Damaged(format!("the rate that was set: {wrong}")))?;
+                    control.rate = Some(Override { amount, who, since, until });
+                }
+                ("pause", _) => control.pause = Some(Pause { who, since, until }),
+                (kind, _) => return Err(Error::Damaged(format!("operators cannot say {kind}"))),
+            }
+        }
+        Ok(control)
+    }
+
+    /// Sets a rate in place of the configured one, and of one that was set before.
+    pub async fn set_rate(&self, amount: Amount, who: &str, end: End) -> Result<()> {
+        on_backend!(self, queue => queue.set_control("rate", Some(amount.exact()), who, end))
+    }
+
+    /// The configured rate holds again.
+    pub async fn clear_rate(&self) -> Result<()> {
+        on_backend!(self, queue => queue.clear_control("rate"))
+    }
+
+    /// Nothing may leave from now on.
+    pub async fn set_pause(&self, who: &str, end: End) -> Result<()> {
+        on_backend!(self, queue => queue.set_control("pause", None, who, end))
+    }
+
+    /// What waits may leave again.
+    pub async fn clear_pause(&self) -> Result<()> {
+        on_backend!(self, queue => queue.clear_control("pause"))
     }
 
     /// How many uploads stand where, at one moment.

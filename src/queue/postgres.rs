@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
-use super::statements::{Row, columns, metadata_json, priority_number, shared_statements};
+use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease};
+use crate::allowance::End;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::upload::{State, Upload, UploadId};

@@ -70,6 +70,9 @@ impl TryFrom<Row> for Record {
     }
 }
 
+/// What an operator said: kind, amount, who, since and until in milliseconds.
+pub(super) type Said = (String, Option<String>, String, i64, Option<i64>);
+
 /// Priorities are numbers in the database, so that they sort.
 pub(super) fn priority_number(priority: Priority) -> i16 {
     match priority {
@@ -351,6 +354,51 @@ macro_rules! shared_statements {
                 .execute(&self.write)
                 .await
                 .map(|done| done.rows_affected())
+            }
+
+            pub(super) async fn control(&self) -> sqlx::Result<Vec<Said>> {
+                sqlx::query_as(concat!(
+                    "SELECT kind, amount, who, since_ms, until_ms FROM control
+                     WHERE until_ms IS NULL OR until_ms > ",
+                    $now
+                ))
+                .fetch_all(&self.read)
+                .await
+            }
+
+            pub(super) async fn set_control(
+                &self,
+                kind: &str,
+                amount: Option<String>,
+                who: &str,
+                end: End,
+            ) -> sqlx::Result<()> {
+                let (at, after) = match end {
+                    End::Never => (None, None),
+                    End::At(at) => (Some(at.0), None),
+                    End::After(span) => (None, Some(span.as_millis() as i64)),
+                };
+                sqlx::query(concat!(
+                    "INSERT INTO control (kind, amount, who, since_ms, until_ms) VALUES ($1, $2, $3, ",
+                    $now,
+                    ", COALESCE($4, ",
+                    $now,
+                    " + $5))
+                     ON CONFLICT (kind) DO UPDATE SET amount = excluded.amount, who = excluded.who,
+                         since_ms = excluded.since_ms, until_ms = excluded.until_ms"
+                ))
+                .bind(kind)
+                .bind(amount)
+                .bind(who)
+                .bind(at)
+                .bind(after)
+                .execute(&self.write)
+                .await
+                .map(drop)
+            }
+
+            pub(super) async fn clear_control(&self, kind: &str) -> sqlx::Result<()> {
+                sqlx::query("DELETE FROM control WHERE kind = $1").bind(kind).execute(&self.write).await.map(drop)
             }
 
             pub(super) async fn books(&self) -> sqlx::Result<(Vec<(String, bool, i64, i64)>, Option<i64>)> {

@@ -15,6 +15,7 @@ mod killed;
 mod program;
 mod queue;
 mod queue_away;
+mod rate;
 mod replicas;
 mod s3_faults;
 mod spool;

@@ -86,6 +86,26 @@ async fn the_configuration_in_force_is_shown_with_its_origins_and_without_secret
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_week_is_shown_as_people_read_it() {
+    let timetable = ("FOREBAY_UPLINK_TIMETABLE".to_owned(), "00:00,100% Mon-Fri 08:00,20% 19:00,100%".to_owned());
+    // a zone that is not the machine's own: the program brings its rules along
+    let zone = ("FOREBAY_TIMEZONE".to_owned(), "Pacific/Apia".to_owned());
+    let done = run(&["config"], &[timetable, zone], Path::new("/")).await;
+    let shown = text(&done.stdout);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    for line in [
+        "the site's time zone is Pacific/Apia; there it is ",
+        "  Mon-Fri    00:00-08:00  100%  25.0 MB/s",
+        "             08:00-19:00   20%  5.00 MB/s",
+        "             19:00-24:00  100%  25.0 MB/s",
+        "  Sat-Sun    00:00-24:00  100%  25.0 MB/s",
+        " of the uplink now: timetable: ",
+    ] {
+        assert!(shown.contains(line), "{line} is not in {shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_bucket_a_role_that_needs_one_says_so() {
     for role in ["serve", "drain", "verify"] {
         let done = run(&[role], &[], Path::new("/")).await;
@@ -108,7 +128,10 @@ async fn asking_where_nothing_runs_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_explains_itself() {
-    for command in ["demo", "serve", "ingest", "drain", "simulate", "verify", "status", "list", "migrate", "config"] {
+    for command in [
+        "demo", "serve", "ingest", "drain", "simulate", "verify", "status", "rate", "pause", "resume", "list",
+        "migrate", "config",
+    ] {
         let done = run(&[command, "--help"], &[], Path::new("/")).await;
         assert!(done.status.success(), "{command}");
         assert!(text(&done.stdout).contains("Usage: forebay"), "{command}");

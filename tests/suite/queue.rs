@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay::allowance::{Control, End};
 use forebay::queue::{Cursor, Filter, Queue, Tally};
-use forebay::units::UnixMs;
+use forebay::timetable::Amount;
+use forebay::units::{Rate, UnixMs};
 use forebay::upload::{DeviceId, ImageType, Priority, Sha256, State, Upload, UploadId};
 
 use crate::support::{eventually, postgres};
@@ -367,6 +369,35 @@ on_both_queues! {
         assert!(!queue.lead("a", LEASE).await.unwrap(), "only the leader can resign");
         queue.resign("b").await.unwrap();
         assert!(queue.lead("a", LEASE).await.unwrap());
+    }
+
+    async fn what_operators_say_holds_until_it_ends_or_is_taken_back(queue: Queue) {
+        assert_eq!(queue.control().await.unwrap(), Control::default());
+        let hour = Duration::from_secs(3600);
+        queue.set_rate(Amount::Share("12.5%".parse().unwrap()), "anna", End::After(hour)).await.unwrap();
+        queue.set_pause("ben", End::Never).await.unwrap();
+        let control = queue.control().await.unwrap();
+        let (rate, pause) = (control.rate.unwrap(), control.pause.unwrap());
+        assert_eq!((rate.amount.to_string().as_str(), rate.who.as_str()), ("12.5%", "anna"));
+        assert_eq!(rate.until, Some(UnixMs(rate.since.0 + 3_600_000)));
+        assert!(UnixMs::now().since(rate.since) < Duration::from_secs(60), "{}", rate.since);
+        assert_eq!((pause.who.as_str(), pause.until), ("ben", None));
+
+        let soon = UnixMs(UnixMs::now().0 + 86_400_000);
+        queue.set_rate(Amount::Rate(Rate(1_234_567)), "carla", End::At(soon)).await.unwrap();
+        let rate = queue.control().await.unwrap().rate.unwrap();
+        assert_eq!((rate.amount, rate.who.as_str()), (Amount::Rate(Rate(1_234_567)), "carla"));
+        assert_eq!(rate.until, Some(soon));
+
+        queue.clear_pause().await.unwrap();
+        assert_eq!(queue.control().await.unwrap().pause, None);
+        queue.set_rate(Amount::Rate(Rate(1)), "carla", End::After(Duration::from_millis(300))).await.unwrap();
+        eventually("it to end by itself", async || queue.control().await.unwrap().rate.is_none().then_some(())).await;
+        queue.set_pause("ben", End::At(UnixMs(1))).await.unwrap();
+        assert_eq!(queue.control().await.unwrap(), Control::default(), "it is over already");
+        queue.clear_rate().await.unwrap();
+        queue.clear_rate().await.unwrap();
+        assert_eq!(queue.control().await.unwrap(), Control::default());
     }
 
     async fn migrating_again_changes_nothing(queue: Queue) {

@@ -1,0 +1,192 @@
+//! The rate as an operator rules it while everything runs: in any process, over restarts, until it ends.
+
+use std::time::{Duration, Instant};
+
+use forebay::config::Endpoint;
+use serde_json::{Value, json};
+
+use crate::support::agreement::status;
+use crate::support::program::{Program, run, s3_settings};
+use crate::support::site::{Answer, Site};
+use crate::support::{eventually, json_upload, photo, postgres};
+
+/// A change is to take effect within a second; a machine that is busy with other tests is given some more.
+const SOON: Duration = Duration::from_secs(3);
+
+async fn ask(method: &str, url: String, body: Option<Value>) -> Answer {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut request = client.request(method.parse().unwrap(), url);
+    if let Some(body) = body {
+        request = request.header("content-type", "application/json").body(body.to_string());
+    }
+    Answer::of(request.send().await.unwrap()).await
+}
+
+/// Waits until the program says this of its allowance, and gives its status.
+async fn allowed(program: &Program, bytes_per_second: u64) -> Value {
+    eventually(&format!("an allowance of {bytes_per_second}"), async || {
+        let status = status(program).await;
+        (status["drain"]["allowance_bytes_per_second"] == bytes_per_second).then_some(status)
+    })
+    .await
+}
+
+/// What can be reached: a store that nobody listens for.
+fn nowhere() -> Endpoint {
+    let url = format!("http://127.0.0.1:{}", crate::support::free_port());
+    Endpoint { url, access_key: "a".to_owned(), secret_key: "s".to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_set_at_one_process_holds_in_another_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let mut settings = s3_settings(&nowhere(), "photos");
+    settings.push(("FOREBAY_QUEUE_URL".to_owned(), url));
+    let ingest = Program::start("ingest", &settings, &data).await;
+    let drain = Program::start("drain", &settings, &data).await;
+    let before = allowed(&drain, 5_000_000).await;
+    assert_eq!(before["drain"]["allowance_rule"], "20% of 200 Mbit/s");
+
+    let began = Instant::now();
+    let body = json!({ "rate": "100%", "for": "1h", "who": "anna" });
+    let set = ask("PUT", format!("{}/rate", ingest.console), Some(body)).await;
+    assert_eq!((set.status, &set.body["allowance_bytes_per_second"]), (200, &json!(25_000_000)), "{set:?}");
+    assert_eq!((&set.body["override"]["rate"], &set.body["override"]["who"]), (&json!("100%"), &json!("anna")));
+    let status = allowed(&drain, 25_000_000).await;
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    let rule = status["drain"]["allowance_rule"].as_str().unwrap();
+    assert!(rule.starts_with("100% of 200 Mbit/s, set by anna at ") && rule.contains(" until "), "{rule}");
+    assert_eq!(status["drain"]["allowance_until"], set.body["until"]);
+    let logged =
+        |drain: &Program| drain.log().iter().filter(|e| e["message"] == "another allowance is in force").count();
+    assert_eq!(logged(&drain), 1, "{:?}", drain.log());
+
+    assert!(drain.terminate().await);
+    let drain = Program::start("drain", &settings, &data).await;
+    allowed(&drain, 25_000_000).await;
+    let cleared = ask("DELETE", format!("{}/rate", drain.console), None).await;
+    assert_eq!((cleared.status, &cleared.body["override"]), (200, &Value::Null), "{cleared:?}");
+    assert_eq!(ask("DELETE", format!("{}/rate", drain.console), None).await.status, 200, "there is none any more");
+    allowed(&drain, 5_000_000).await;
+    assert_eq!(allowed(&ingest, 5_000_000).await["drain"]["allowance_rule"], "20% of 200 Mbit/s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_set_for_a_time_ends_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Program::start("serve", &s3_settings(&nowhere(), "photos"), folder.path()).await;
+    let body = json!({ "rate": "40Mbit/s", "for": "4s" });
+    assert_eq!(ask("PUT", format!("{}/rate", serve.console), Some(body)).await.status, 200);
+    // as much as the share allows, by another rule
+    for rule in ["5.00 MB/s, set by somebody at ", "20% of 200 Mbit/s"] {
+        eventually(rule, async || {
+            let status = status(&serve).await;
+            status["drain"]["allowance_rule"].as_str().unwrap().starts_with(rule).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(ask("GET", format!("{}/rate", serve.console), None).await.body["override"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_pause_nothing_leaves_and_afterwards_everything_does() {
+    let site = Site::start(&[]).await;
+    let (s3, _bucket) = site.bucket().await;
+    let (folder, settings) = (tempfile::tempdir().unwrap(), s3_settings(s3.endpoint(), "photos"));
+    let serve = Program::start("serve", &settings, folder.path()).await;
+    let cli = async |arguments: &[&str]| {
+        let console = serve.console.trim_start_matches("http://").to_owned();
+        let who = [("USER".to_owned(), "ben".to_owned())];
+        let done = run(&[arguments, &["--console-listen", &console]].concat(), &who, folder.path()).await;
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let paused = cli(&["pause", "--for", "1h"]).await;
+    assert!(paused.starts_with("allowance  nothing, paused by ben since "), "{paused}");
+    allowed(&serve, 0).await;
+    for number in 0..5 {
+        let posted = ask("POST", serve.url.clone(), Some(json_upload("cam-1", None, &photo(number)))).await;
+        assert_eq!(posted.status, 201, "photos are taken all the same");
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let held = status(&serve).await;
+    assert_eq!((&held["books"]["uploaded"]["uploads"], &held["drain"]["sent_bytes"]), (&json!(0), &json!(0)), "{held}");
+    assert_eq!(
+        (&held["drain"]["condition"]["is"], &held["drain"]["condition"]["who"]),
+        (&json!("held"), &json!("ben"))
+    );
+    let page = cli(&["status"]).await;
+    assert!(page.contains("PAUSED by ben") && page.contains("allowance  nothing, paused by ben since"), "{page}");
+
+    let resumed = cli(&["resume"]).await;
+    assert!(resumed.starts_with("allowance  5.00 MB/s, 20% of 200 Mbit/s"), "{resumed}");
+    eventually("all to be uploaded", async || {
+        (status(&serve).await["books"]["uploaded"]["uploads"] == 5).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Program::start("serve", &s3_settings(&nowhere(), "photos"), folder.path()).await;
+    let rate = format!("{}/rate", serve.console);
+    for (body, told) in [
+        (json!({ "rate": "120%" }), "found \"120%\""),
+        (json!({ "rate": "0%" }), "above 0%"),
+        (json!({ "rate": "300Mbit/s" }), "beyond the uplink's own rate"),
+        (json!({ "rate": "fast" }), "found \"fast\""),
+        (json!({ "rate": "off" }), "write 100%"),
+        (json!({ "rate": "50%", "for": "31d" }), "30d at most"),
+        (json!({ "rate": "50%", "for": "0s" }), "more than no time"),
+        (json!({ "rate": "50%", "for": "soon" }), "found \"soon\""),
+        (json!({ "rate": "50%", "until": "2020-01-01T00:00:00Z" }), "from now"),
+        (json!({ "rate": "50%", "until": "tomorrow" }), "RFC 3339"),
+        (json!({ "rate": "50%", "for": "1h", "until": "2099-01-01T00:00:00Z" }), "found both"),
+        (json!({ "rate": "50%", "who": "a\nb" }), "who"),
+    ] {
+        let answer = ask("PUT", rate.clone(), Some(body.clone())).await;
+        assert_eq!((answer.status, answer.problem()), (422, "out-of-range"), "{body}");
+        assert!(answer.body["detail"].as_str().unwrap().contains(told), "{body}: {answer:?}");
+    }
+    for (path, body) in
+        [("rate", json!([])), ("rate", json!({})), ("rate", json!({ "rate": 5 })), ("pause", json!({ "fro": "1h" }))]
+    {
+        let method = if path == "rate" { "PUT" } else { "POST" };
+        let answer = ask(method, format!("{}/{path}", serve.console), Some(body.clone())).await;
+        assert_eq!((answer.status, answer.problem()), (400, "malformed-body"), "{body}");
+    }
+    // what a form on a page of another site could send
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {
+        for path in ["pause", "resume"] {
+            let request = client.post(format!("{}/{path}", serve.console)).header("content-type", kind).body("{}");
+            assert_eq!(Answer::of(request.send().await.unwrap()).await.status, 415, "{kind}");
+        }
+    }
+    let long = json!({ "rate": "50%", "who": "x".repeat(5000) });
+    assert_eq!(ask("PUT", rate.clone(), Some(long)).await.status, 413);
+    let shown = ask("GET", rate.clone(), None).await.body;
+    assert_eq!((&shown["override"], &shown["pause"]), (&Value::Null, &Value::Null));
+
+    let console = serve.console.trim_start_matches("http://").to_owned();
+    let done = run(&["rate", "set", "300Mbit/s", "--console-listen", &console], &[], folder.path()).await;
+    assert!(!done.status.success());
+    assert!(String::from_utf8_lossy(&done.stderr).contains("beyond the uplink's own rate"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_queue_is_away_nothing_can_be_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = s3_settings(&nowhere(), "photos");
+    let away = format!("postgres://forebay@127.0.0.1:{}/forebay", crate::support::free_port());
+    settings.push(("FOREBAY_QUEUE_URL".to_owned(), away));
+    settings.push(("FOREBAY_UPLINK_TIMETABLE".to_owned(), "00:00,50%".to_owned()));
+    let serve = Program::start("serve", &settings, folder.path()).await;
+    let answer = ask("PUT", format!("{}/rate", serve.console), Some(json!({ "rate": "100%" }))).await;
+    assert_eq!((answer.status, answer.problem()), (503, "queue-away"));
+    let status = allowed(&serve, 12_500_000).await;
+    assert_eq!(status["drain"]["allowance_rule"], "timetable: every day 00:00, 50%");
+}
