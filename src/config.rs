@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::crash_points::{self, Armed};
+use crate::order::Order;
 use crate::units::{ByteSize, Rate, Reserve, Share, parse_span};
 use crate::upload::KeyTemplate;
 
@@ -60,6 +61,18 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting("FOREBAY_UPLINK_RATE", "uplink-rate", "200Mbit/s", "The site's uplink"),
     setting("FOREBAY_UPLINK_SHARE", "uplink-share", "20%", "The share of it that uploads may use"),
+    setting(
+        "FOREBAY_DRAIN_ORDER",
+        "drain-order",
+        "balanced",
+        "oldest, newest, or balanced: devices take turns, and fresh photos share what leaves with the backlog",
+    ),
+    setting(
+        "FOREBAY_DRAIN_FRESH_SHARE",
+        "drain-fresh-share",
+        "50%",
+        "In balanced order, the share of what leaves that goes to the newest photos",
+    ),
     setting("FOREBAY_UPLOAD_MAX_BYTES", "upload-max-bytes", "10MiB", "The largest photo that is accepted"),
     setting("FOREBAY_BODY_TIMEOUT", "body-timeout", "2m", "The longest a device may take to send one photo"),
     setting("FOREBAY_RETAIN", "retain", "0s", "How long an uploaded photo stays on disk"),
@@ -91,6 +104,9 @@ pub struct Config {
     pub bucket: Option<BucketConfig>,
     pub keys: KeyTemplate,
     pub uplink: Uplink,
+    pub order: Order,
+    /// In balanced order, what goes to the newest photos.
+    pub fresh_share: Share,
     pub upload_max: ByteSize,
     pub body_timeout: Duration,
     pub retain: Duration,
@@ -319,6 +335,11 @@ impl Config {
         let bucket_name = read.parsed("FOREBAY_S3_BUCKET", bucket_name);
         let rate = read.parsed("FOREBAY_UPLINK_RATE", str::parse);
         let share = read.parsed("FOREBAY_UPLINK_SHARE", str::parse);
+        let order = read.parsed("FOREBAY_DRAIN_ORDER", str::parse);
+        let fresh_share = read.parsed("FOREBAY_DRAIN_FRESH_SHARE", |text| match text.trim() {
+            "0%" => Ok(Share::NONE),
+            text => text.parse(),
+        });
         let upload_max = read.parsed("FOREBAY_UPLOAD_MAX_BYTES", |text| {
             text.parse().and_then(|size: ByteSize| match size.0 {
                 1..=134_217_728 => Ok(size),
@@ -365,6 +386,8 @@ impl Config {
                 bucket: bucket_name?.map(|name| BucketConfig { name, prefix: keys.prefix().to_owned(), path_style }),
                 keys,
                 uplink: Uplink { rate: rate?, share: share? },
+                order: order?,
+                fresh_share: fresh_share?,
                 upload_max: upload_max?,
                 body_timeout: body_timeout?,
                 retain: retain?,

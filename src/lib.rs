@@ -8,6 +8,7 @@
 pub mod config;
 pub mod crash_points;
 pub mod error;
+pub mod order;
 pub mod outage;
 pub mod status;
 pub mod units;
