@@ -14,8 +14,9 @@ use jiff::tz::TimeZone;
 
 use crate::allowance::{Uplink, Zone};
 use crate::crash_points::{self, Armed};
+use crate::order::Order;
 use crate::timetable::Timetable;
-use crate::units::{ByteSize, RATE_MAX, Rate, Reserve, parse_span};
+use crate::units::{ByteSize, RATE_MAX, Rate, Reserve, Share, parse_span};
 use crate::upload::KeyTemplate;
 
 /// One setting, as `sample.env`, `--help` and `forebay config` show it.
@@ -65,8 +66,8 @@ pub static SETTINGS: &[Setting] = &[
     setting("FOREBAY_UPLINK_RATE", "uplink-rate", "200Mbit/s", "The site's uplink"),
     setting("FOREBAY_UPLINK_SHARE", "uplink-share", "20%", "The share of it that uploads may use"),
     setting(
-        "FOREBAY_UPLINK_TIMETABLE",
-        "uplink-timetable",
+        "FOREBAY_DRAIN_TIMETABLE",
+        "drain-timetable",
         "",
         "Shares or rates by day and time, in place of the share, such as Mon-Fri 08:00,20% 19:00,100%",
     ),
@@ -75,6 +76,18 @@ pub static SETTINGS: &[Setting] = &[
         "timezone",
         "",
         "The site's time zone, such as Europe/Berlin; by default the machine's own",
+    ),
+    setting(
+        "FOREBAY_DRAIN_ORDER",
+        "drain-order",
+        "balanced",
+        "oldest, newest, or balanced: devices take turns, and fresh photos share what leaves with the backlog",
+    ),
+    setting(
+        "FOREBAY_DRAIN_FRESH_SHARE",
+        "drain-fresh-share",
+        "50%",
+        "In balanced order, the share of what leaves that goes to the newest photos",
     ),
     setting("FOREBAY_UPLOAD_MAX_BYTES", "upload-max-bytes", "10MiB", "The largest photo that is accepted"),
     setting("FOREBAY_BODY_TIMEOUT", "body-timeout", "2m", "The longest a device may take to send one photo"),
@@ -107,6 +120,9 @@ pub struct Config {
     pub bucket: Option<BucketConfig>,
     pub keys: KeyTemplate,
     pub uplink: Uplink,
+    pub order: Order,
+    /// In balanced order, what goes to the newest photos.
+    pub fresh_share: Share,
     pub upload_max: ByteSize,
     pub body_timeout: Duration,
     pub retain: Duration,
@@ -328,14 +344,19 @@ impl Config {
         let rate: Option<Rate> = read.parsed("FOREBAY_UPLINK_RATE", str::parse);
         let share = read.parsed("FOREBAY_UPLINK_SHARE", str::parse);
         let zone = read.parsed("FOREBAY_TIMEZONE", zone);
-        let timetable = match read.text("FOREBAY_UPLINK_TIMETABLE") {
+        let timetable = match read.text("FOREBAY_DRAIN_TIMETABLE") {
             text if text.trim().is_empty() => None,
             text => Timetable::parse(&text, rate.unwrap_or(RATE_MAX))
                 .map_err(|all| {
-                    read.errors.extend(all.iter().map(|wrong| format!("FOREBAY_UPLINK_TIMETABLE: {wrong}")));
+                    read.errors.extend(all.iter().map(|wrong| format!("FOREBAY_DRAIN_TIMETABLE: {wrong}")));
                 })
                 .ok(),
         };
+        let order = read.parsed("FOREBAY_DRAIN_ORDER", str::parse);
+        let fresh_share = read.parsed("FOREBAY_DRAIN_FRESH_SHARE", |text| match text.trim() {
+            "0%" => Ok(Share::NONE),
+            text => text.parse(),
+        });
         let upload_max = read.parsed("FOREBAY_UPLOAD_MAX_BYTES", |text| {
             text.parse().and_then(|size: ByteSize| match size.0 {
                 1..=134_217_728 => Ok(size),
@@ -382,6 +403,8 @@ impl Config {
                 bucket: bucket_name?.map(|name| BucketConfig { name, prefix: keys.prefix().to_owned(), path_style }),
                 keys,
                 uplink: Uplink { rate: rate?, share: share?, timetable, zone: zone? },
+                order: order?,
+                fresh_share: fresh_share?,
                 upload_max: upload_max?,
                 body_timeout: body_timeout?,
                 retain: retain?,
@@ -523,17 +546,17 @@ mod tests {
 
     #[test]
     fn a_timetable_is_read_in_the_sites_time_zone_and_all_that_is_wrong_with_it_is_told() {
-        let week = ("FOREBAY_UPLINK_TIMETABLE", "Mon-Fri 08:00,20% 19:00,100%");
+        let week = ("FOREBAY_DRAIN_TIMETABLE", "Mon-Fri 08:00,20% 19:00,100%");
         let uplink = Config::load(&source(&[week, ("FOREBAY_TIMEZONE", "america/new_york")])).unwrap().uplink;
         assert_eq!(uplink.zone.name, "America/New_York");
         assert!(uplink.timetable.is_some());
         let wrong = source(&[
-            ("FOREBAY_UPLINK_TIMETABLE", "Mon-Fri 8,20% 19:00,300Mbit/s Mon"),
+            ("FOREBAY_DRAIN_TIMETABLE", "Mon-Fri 8,20% 19:00,300Mbit/s Mon"),
             ("FOREBAY_TIMEZONE", "CEST/berlin"),
         ]);
         let ConfigErrors(errors) = Config::load(&wrong).unwrap_err();
         let of = |name: &str| errors.iter().filter(|error| error.starts_with(name)).count();
-        assert_eq!((of("FOREBAY_UPLINK_TIMETABLE: "), of("FOREBAY_TIMEZONE: ")), (4, 1), "{errors:?}");
+        assert_eq!((of("FOREBAY_DRAIN_TIMETABLE: "), of("FOREBAY_TIMEZONE: ")), (4, 1), "{errors:?}");
         assert!(errors.iter().any(|error| error.ends_with("is it Europe/Berlin?")), "{errors:?}");
         assert_eq!(Config::load(&source(&[])).unwrap().uplink.timetable, None);
     }

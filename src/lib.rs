@@ -10,6 +10,7 @@ pub mod config;
 pub mod crash_points;
 pub mod error;
 pub mod forecast;
+pub mod order;
 pub mod outage;
 pub mod status;
 pub mod timetable;

@@ -48,8 +48,17 @@ impl Rate {
 }
 
 impl Share {
+    /// Nothing. It is not parsed; a setting that may be 0% says so itself.
+    pub const NONE: Share = Share(0);
+    /// 50%.
+    pub const HALF: Share = Share(500_000);
     /// The whole: 100%.
     pub const WHOLE: Share = Share(1_000_000);
+
+    /// This part of so many bytes, rounded down.
+    pub fn of(self, bytes: u64) -> u64 {
+        (u128::from(bytes) * u128::from(self.0) / 1_000_000) as u64
+    }
 
     /// As a fraction of one.
     pub fn fraction(self) -> f64 {

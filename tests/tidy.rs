@@ -7,8 +7,19 @@ use std::path::{Path, PathBuf};
 use forebay::config::SETTINGS;
 
 /// Bottom to top. A module may import from layers below its own, and from the ground within its own layer if it is ground.
-const GROUND: &[&str] =
-    &["error", "outage", "units", "upload", "timetable", "allowance", "forecast", "status", "config", "crash_points"];
+const GROUND: &[&str] = &[
+    "error",
+    "order",
+    "outage",
+    "units",
+    "upload",
+    "timetable",
+    "allowance",
+    "forecast",
+    "status",
+    "config",
+    "crash_points",
+];
 /// What leaves, and how fast. The bucket stands on it, so that nothing leaves past it.
 const BUDGET: &[&str] = &["pacer"];
 const RESOURCES: &[&str] = &["http", "spool", "queue", "bucket", "embedded_s3", "ledger", "telemetry"];

@@ -107,7 +107,8 @@ impl Appliance {
 
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
-            let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone());
+            let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone())
+                .ordered(config.order, config.fresh_share);
             drain_parts = Some((pacer.clone(), drain.condition()));
             let keeper = Keeper::new(config, spool.clone(), queue.clone());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());

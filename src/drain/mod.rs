@@ -12,6 +12,7 @@ mod suspects;
 mod underway;
 mod width;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,12 +28,14 @@ use self::width::{Seen, Width};
 use crate::bucket::Bucket;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
+use crate::order::{Lane, Lanes, Order};
 use crate::outage::Outage;
 use crate::pacer::Pacer;
-use crate::queue::{Lease, Queue};
+use crate::queue::{Lease, Pick, Queue};
 use crate::spool::Spool;
 use crate::status::Condition;
 use crate::telemetry::metrics;
+use crate::units::Share;
 
 /// Uploads on their way beyond the width, all of which stand still: one more every few seconds for as long as a connection
 /// that stands still is kept.
@@ -59,6 +62,8 @@ pub struct Drain {
     pacer: Pacer,
     owner: String,
     rest: Duration,
+    order: Order,
+    lanes: Arc<Mutex<Lanes>>,
     suspects: Suspects,
     condition: watch::Sender<Condition>,
 }
@@ -74,6 +79,8 @@ impl Drain {
             pacer,
             owner,
             rest: attempt::REST,
+            order: Order::default(),
+            lanes: Arc::new(Mutex::new(Lanes::new(Share::HALF))),
             suspects: Suspects::default(),
             condition: watch::Sender::new(Condition::Idle),
         }
@@ -82,6 +89,11 @@ impl Drain {
     /// With another rest after an upload's first failure of its own; it doubles with each further one.
     pub fn resting(self, rest: Duration) -> Self {
         Drain { rest, ..self }
+    }
+
+    /// In this order; when it is balanced, `fresh_share` of what leaves goes to the newest photos.
+    pub fn ordered(self, order: Order, fresh_share: Share) -> Self {
+        Drain { order, lanes: Arc::new(Mutex::new(Lanes::new(fresh_share))), ..self }
     }
 
     /// What it is doing, as it changes.
@@ -97,13 +109,29 @@ impl Drain {
     /// Leases up to `limit` uploads, or in an outage the one to probe with.
     async fn claim(&self, limit: u32, outage: bool) -> Result<Vec<Lease>> {
         let leases = match outage {
-            false => self.queue.claim(&self.owner, limit, LEASE).await?,
+            false => self.claim_in_order(limit).await?,
             true => self.queue.claim_probe(&self.owner, LEASE).await?,
         };
         if !leases.is_empty() {
             let told = crash_points::pass(Point::DrainClaimed).await;
             told.map_err(|e| Error::unavailable("the queue does not answer", e))?;
         }
+        Ok(leases)
+    }
+
+    async fn claim_in_order(&self, limit: u32) -> Result<Vec<Lease>> {
+        let lane = match self.order {
+            Order::Oldest => return self.queue.claim(&self.owner, limit, LEASE, Pick::Oldest).await,
+            Order::Newest => return self.queue.claim(&self.owner, limit, LEASE, Pick::Newest).await,
+            Order::Balanced => self.lanes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next(),
+        };
+        let pick = match lane {
+            Lane::Fresh => Pick::Fresh,
+            Lane::Backlog => Pick::Backlog,
+        };
+        let leases = self.queue.claim(&self.owner, limit, LEASE, pick).await?;
+        let bytes = leases.iter().map(|lease| lease.upload.size_bytes).sum();
+        self.lanes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).took(lane, bytes);
         Ok(leases)
     }
 

@@ -24,6 +24,8 @@ use crate::upload::{Upload, UploadId};
 const REMOVE_AT_ONCE: u32 = 200;
 /// Records purged in one transaction.
 const PURGE_AT_ONCE: u32 = 1000;
+/// Lines tended in one transaction.
+const TEND_AT_ONCE: u32 = 1000;
 /// Journaled photos taken in in one go.
 const JOURNAL_AT_ONCE: usize = 500;
 /// A photo on disk for this long without a record has nobody who is about to make one.
@@ -58,6 +60,7 @@ impl Keeper {
         let seconds = Duration::from_secs;
         tokio::join!(
             every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
+            every(seconds(5), &stop, "tend the devices' lines", || self.tend_lines()),
             every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
             every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
             every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
@@ -73,6 +76,10 @@ impl Keeper {
             leases => tracing::warn!(leases, "leases ran out; their uploads are queued again"),
         }
         Ok(())
+    }
+
+    async fn tend_lines(&self) -> Result<()> {
+        self.queue.tend_lines(TEND_AT_ONCE).await.map(drop)
     }
 
     async fn clean(&self) -> Result<()> {

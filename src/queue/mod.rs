@@ -5,8 +5,9 @@
 //! than SQL happens.
 //!
 //! `sqlite.rs` and `postgres.rs` hold what differs (opening, and the insert of many); `statements.rs` what is one text for
-//! both; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
+//! both; `claims.rs` says what leaves next; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
 
+mod claims;
 mod group_commit;
 mod postgres;
 mod sqlite;
@@ -23,7 +24,7 @@ use crate::config::QueueUrl;
 use crate::error::{Error, Result};
 use crate::timetable::Amount;
 use crate::units::UnixMs;
-use crate::upload::{DeviceId, State, Upload, UploadId};
+use crate::upload::{DeviceId, Priority, State, Upload, UploadId};
 
 /// The most records of one page.
 pub const PAGE_RECORDS_MAX: u32 = 500;
@@ -92,6 +93,34 @@ pub struct Lease {
     pub attempt: i32,
     /// Failures charged to the upload before this attempt.
     pub failures: i32,
+}
+
+/// Which uploads a claim takes. Higher priority goes first in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The oldest of all devices.
+    Oldest,
+    /// The newest of all devices.
+    Newest,
+    /// The newest of the devices whose turn it is.
+    Fresh,
+    /// The oldest of the devices whose turn it is.
+    Backlog,
+}
+
+impl Pick {
+    /// Devices take turns, by the bytes that each had.
+    fn by_turn(self) -> bool {
+        matches!(self, Pick::Fresh | Pick::Backlog)
+    }
+}
+
+/// What one device has queued in one priority class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub device_id: DeviceId,
+    pub priority: Priority,
+    pub queued: Tally,
 }
 
 /// Which records a list shows.
@@ -274,11 +303,53 @@ impl Queue {
         on_backend!(self, queue => queue.resign(owner))
     }
 
-    /// Leases up to `limit` of the uploads that should leave next: higher priority first, then older first.
-    pub async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> Result<Vec<Lease>> {
-        let mut records = records(on_backend!(self, queue => queue.claim(owner, limit, lease))?)?;
-        records.sort_by_key(|r| (std::cmp::Reverse(r.upload.priority), r.upload.received_at, r.upload.id));
-        Ok(records.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
+    /// Leases up to `limit` of the uploads that should leave next.
+    pub async fn claim(&self, owner: &str, limit: u32, lease: Duration, pick: Pick) -> Result<Vec<Lease>> {
+        // as many lines as uploads are enough, as long as each has one that does not rest
+        let lines = i64::from(limit);
+        let mut claimed = records(on_backend!(self, queue => queue.claim(owner, limit, lease, pick, lines))?)?;
+        let missing = limit.saturating_sub(claimed.len() as u32);
+        if missing > 0 && pick.by_turn() {
+            // either few uploads wait, and then few lines do, or whole lines rest: nobody may be hidden behind them
+            let more = on_backend!(self, queue => queue.claim(owner, missing, lease, pick, i64::MAX));
+            match more.and_then(records) {
+                Ok(more) => claimed.extend(more),
+                // what was leased above is leased
+                Err(error) if claimed.is_empty() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let newest_first = matches!(pick, Pick::Newest | Pick::Fresh);
+        claimed.sort_by_key(|r| {
+            let received_at = r.upload.received_at.0;
+            let place = if newest_first { -received_at } else { received_at };
+            (std::cmp::Reverse(r.upload.priority), place, r.upload.id)
+        });
+        Ok(claimed.into_iter().map(|r| Lease { upload: r.upload, attempt: r.attempt, failures: r.failures }).collect())
+    }
+
+    /// The text of a claim, for whoever wants to ask the database how it goes about it.
+    pub fn claim_statement(&self, pick: Pick) -> &'static str {
+        match &self.backend {
+            Backend::Postgres(queue) => queue.claim_statement(pick),
+            Backend::Sqlite(queue) => queue.claim_statement(pick),
+        }
+    }
+
+    /// Up to `limit` lines whose uploads all rested give up what they would be owed for it, and up to `limit` that are empty
+    /// and say nothing any more are deleted; how many of both.
+    pub async fn tend_lines(&self, limit: u32) -> Result<u64> {
+        on_backend!(self, queue => queue.tend_lines(limit))
+    }
+
+    /// Every line that is not empty, by device.
+    pub async fn lines(&self) -> Result<Vec<Line>> {
+        lines(on_backend!(self, queue => queue.lines())?)
+    }
+
+    /// The lines counted anew from the records, to be held against [`Queue::lines`]. Reads every queued record.
+    pub async fn count_lines(&self) -> Result<Vec<Line>> {
+        lines(on_backend!(self, queue => queue.count_lines())?)
     }
 
     /// Leases the upload that should leave last of all, to probe with: those that should leave first may be the very ones
@@ -407,6 +478,14 @@ impl Queue {
             Backend::Sqlite(queue) => queue.close().await,
         }
     }
+}
+
+fn lines(rows: Vec<(String, i16, i64, i64)>) -> Result<Vec<Line>> {
+    let line = |(device_id, priority, uploads, bytes): (String, i16, i64, i64)| {
+        let device_id = device_id.parse().map_err(Error::Damaged)?;
+        Ok(Line { device_id, priority: statements::priority_of(priority), queued: Tally { uploads, bytes } })
+    };
+    rows.into_iter().map(line).collect()
 }
 
 fn records(rows: Vec<statements::Row>) -> Result<Vec<Record>> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
+use super::claims::{by_turn, claims, lease_next};
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
-use super::{Cursor, Filter, Lease};
+use super::{Cursor, Filter, Lease, Pick};
 use crate::allowance::End;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -86,4 +87,25 @@ shared_statements!(
     Postgres,
     now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
     skip_locked = "FOR UPDATE SKIP LOCKED"
+);
+
+claims!(
+    Postgres,
+    now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+    skip_locked = "FOR UPDATE SKIP LOCKED",
+    by_age = "",
+    // what another claim took meanwhile is queued no more
+    hold = "SELECT id FROM uploads WHERE state = 'queued' AND id IN (SELECT id FROM chosen) FOR UPDATE SKIP LOCKED",
+    newest_of_line = "LATERAL (
+        SELECT id, size_bytes, received_at_ms FROM uploads
+        WHERE state = 'queued' AND device_id = a.device_id AND priority = a.priority
+            AND not_before_ms <= CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
+        ORDER BY received_at_ms DESC, id DESC LIMIT $1
+    ) AS u",
+    oldest_of_line = "LATERAL (
+        SELECT id, size_bytes, received_at_ms FROM uploads
+        WHERE state = 'queued' AND device_id = a.device_id AND priority = a.priority
+            AND not_before_ms <= CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
+        ORDER BY received_at_ms, id LIMIT $1
+    ) AS u"
 );

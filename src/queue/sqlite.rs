@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
+use super::claims::{by_turn, claims, lease_next};
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
-use super::{Cursor, Filter, Lease};
+use super::{Cursor, Filter, Lease, Pick};
 use crate::allowance::End;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -86,3 +87,25 @@ impl Sqlite {
 }
 
 shared_statements!(Sqlite, now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)", skip_locked = "");
+
+// without LATERAL; `u` is looked up by the ids that the inner select gives for each line
+claims!(
+    Sqlite,
+    now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+    skip_locked = "",
+    // by itself it would take an index by state, and sort all that waits
+    by_age = "INDEXED BY uploads_claim",
+    hold = "SELECT id FROM chosen",
+    newest_of_line = "uploads AS u ON u.id IN (
+        SELECT v.id FROM uploads AS v INDEXED BY uploads_line
+        WHERE v.state = 'queued' AND v.device_id = a.device_id AND v.priority = a.priority
+            AND v.not_before_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
+        ORDER BY v.received_at_ms DESC, v.id DESC LIMIT $1
+    )",
+    oldest_of_line = "uploads AS u ON u.id IN (
+        SELECT v.id FROM uploads AS v INDEXED BY uploads_line
+        WHERE v.state = 'queued' AND v.device_id = a.device_id AND v.priority = a.priority
+            AND v.not_before_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
+        ORDER BY v.received_at_ms, v.id LIMIT $1
+    )"
+);

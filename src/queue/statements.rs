@@ -82,7 +82,7 @@ pub(super) fn priority_number(priority: Priority) -> i16 {
     }
 }
 
-fn priority_of(number: i16) -> Priority {
+pub(super) fn priority_of(number: i16) -> Priority {
     match number {
         ..=0 => Priority::Low,
         1 => Priority::Normal,
@@ -160,54 +160,6 @@ macro_rules! shared_statements {
 
             pub(super) async fn resign(&self, owner: &str) -> sqlx::Result<()> {
                 sqlx::query("DELETE FROM leader WHERE owner = $1").bind(owner).execute(&self.write).await.map(drop)
-            }
-
-            pub(super) async fn claim(&self, owner: &str, limit: u32, lease: Duration) -> sqlx::Result<Vec<Row>> {
-                sqlx::query_as(concat!(
-                    "WITH next AS MATERIALIZED (
-                         SELECT id FROM uploads WHERE state = 'queued' AND not_before_ms <= ",
-                    $now,
-                    "
-                         ORDER BY priority DESC, received_at_ms, id LIMIT $1 ",
-                    $skip_locked,
-                    "
-                     )
-                     UPDATE uploads SET state = 'uploading', attempt = attempt + 1, lease_owner = $2,
-                         lease_until_ms = ",
-                    $now,
-                    " + $3
-                     WHERE id IN (SELECT id FROM next) RETURNING ",
-                    columns!()
-                ))
-                .bind(i64::from(limit))
-                .bind(owner)
-                .bind(lease.as_millis() as i64)
-                .fetch_all(&self.write)
-                .await
-            }
-
-            pub(super) async fn claim_probe(&self, owner: &str, lease: Duration) -> sqlx::Result<Vec<Row>> {
-                // the claim's own index, backwards
-                sqlx::query_as(concat!(
-                    "WITH next AS MATERIALIZED (
-                         SELECT id FROM uploads WHERE state = 'queued' AND not_before_ms <= ",
-                    $now,
-                    "
-                         ORDER BY priority, received_at_ms DESC, id DESC LIMIT 1 ",
-                    $skip_locked,
-                    "
-                     )
-                     UPDATE uploads SET state = 'uploading', attempt = attempt + 1, lease_owner = $1,
-                         lease_until_ms = ",
-                    $now,
-                    " + $2
-                     WHERE id IN (SELECT id FROM next) RETURNING ",
-                    columns!()
-                ))
-                .bind(owner)
-                .bind(lease.as_millis() as i64)
-                .fetch_all(&self.write)
-                .await
             }
 
             pub(super) async fn revive(&self, upload: &Upload) -> sqlx::Result<bool> {

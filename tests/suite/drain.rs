@@ -122,7 +122,8 @@ async fn a_dead_photo_that_its_device_sends_again_is_uploaded_after_all() {
 async fn a_dead_upload_whose_photo_is_gone_is_a_disagreement() {
     let site = Site::start(&[]).await;
     let record = site.accept("cam-1", &photo(1)).await;
-    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease =
+        site.queue.claim("drain", 1, Duration::from_secs(60), forebay::queue::Pick::Oldest).await.unwrap().remove(0);
     site.queue.charge(&lease, "refused", None).await.unwrap();
     let subjects = Subjects { queue: &site.queue, spool: &site.spool, bucket: None, ledger: None };
     assert!(audit(&subjects, Depth::Names, |_| {}).await.unwrap().agrees());
@@ -147,7 +148,12 @@ async fn a_later_attempt_that_finds_the_object_there_does_not_send_it_again() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
     let record = site.accept("cam-1", &photo(1)).await;
-    let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease = site
+        .queue
+        .claim("drain that died", 1, Duration::from_secs(60), forebay::queue::Pick::Oldest)
+        .await
+        .unwrap()
+        .remove(0);
     let bytes = bytes::Bytes::from(photo(1));
     let upload = &record.upload;
     let object = Object {
@@ -289,7 +295,12 @@ async fn a_store_that_forbids_looking_does_not_stop_a_second_attempt() {
     let site = Site::start(&[]).await;
     let bucket = put_only_store().await;
     let record = site.accept("cam-1", &photo(1)).await;
-    let lease = site.queue.claim("drain that died", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease = site
+        .queue
+        .claim("drain that died", 1, Duration::from_secs(60), forebay::queue::Pick::Oldest)
+        .await
+        .unwrap()
+        .remove(0);
     site.queue.release(&lease, Duration::ZERO).await.unwrap();
     let _pouring = pour(&site, &bucket, FAST);
     in_state(&site, &record, State::Uploaded).await;

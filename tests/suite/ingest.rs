@@ -149,7 +149,12 @@ async fn a_retry_long_after_the_photo_was_uploaded_and_removed_is_answered_from_
     let site = Site::start(&[]).await;
     let body = json_upload("cam-1", Some("42"), &photo(1)).to_string();
     site.post_json(body.clone()).await;
-    let lease = site.queue.claim("drain", 1, std::time::Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease = site
+        .queue
+        .claim("drain", 1, std::time::Duration::from_secs(60), forebay::queue::Pick::Oldest)
+        .await
+        .unwrap()
+        .remove(0);
     site.queue.finish(&lease).await.unwrap();
     site.spool.remove(lease.upload.clone()).await.unwrap();
     site.queue.removed(&[lease.upload.id]).await.unwrap();

@@ -9,6 +9,7 @@ mod console;
 mod crash_points;
 mod disk;
 mod drain;
+mod fairness;
 mod ingest;
 mod journey;
 mod killed;

@@ -87,7 +87,7 @@ async fn the_configuration_in_force_is_shown_with_its_origins_and_without_secret
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_week_is_shown_as_people_read_it() {
-    let timetable = ("FOREBAY_UPLINK_TIMETABLE".to_owned(), "00:00,100% Mon-Fri 08:00,20% 19:00,100%".to_owned());
+    let timetable = ("FOREBAY_DRAIN_TIMETABLE".to_owned(), "00:00,100% Mon-Fri 08:00,20% 19:00,100%".to_owned());
     // a zone that is not the machine's own: the program brings its rules along
     let zone = ("FOREBAY_TIMEZONE".to_owned(), "Pacific/Apia".to_owned());
     let done = run(&["config"], &[timetable, zone], Path::new("/")).await;

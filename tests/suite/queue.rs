@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::allowance::{Control, End};
-use forebay::queue::{Cursor, Filter, Queue, Tally};
+use forebay::queue::{Cursor, Filter, Lease, Pick, Queue, Tally};
 use forebay::timetable::Amount;
 use forebay::units::{Rate, UnixMs};
 use forebay::upload::{DeviceId, ImageType, Priority, Sha256, State, Upload, UploadId};
@@ -71,6 +71,24 @@ async fn accept(queue: &Queue, upload: Upload) -> Arc<Upload> {
     upload
 }
 
+/// Numbers below `sides`, one after the other.
+fn dice(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |sides| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % sides
+    }
+}
+
+fn devices(leases: &[Lease]) -> Vec<String> {
+    leases.iter().map(|lease| lease.upload.device_id.to_string()).collect()
+}
+
+fn seconds(leases: &[Lease]) -> Vec<i64> {
+    leases.iter().map(|lease| lease.upload.received_at.0 / 1000).collect()
+}
+
 async fn state(queue: &Queue, upload: &Upload) -> State {
     queue.get(upload.id).await.unwrap().unwrap().state
 }
@@ -83,14 +101,14 @@ on_both_queues! {
         let high = accept(&queue, Upload { priority: Priority::High, ..upload("cam-2", 9) }).await;
         let probe = queue.claim_probe("drain", LEASE).await.unwrap().remove(0);
         assert_eq!(probe.upload.received_at, UnixMs(3_000));
-        assert_eq!(queue.claim("drain", 1, LEASE).await.unwrap()[0].upload.id, high.id);
+        assert_eq!(queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap()[0].upload.id, high.id);
         assert_eq!(queue.claim_probe("drain", LEASE).await.unwrap()[0].upload.received_at, UnixMs(2_000));
     }
 
     async fn a_dead_upload_that_is_revived_is_queued_with_nothing_charged_to_it(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
         assert!(!queue.revive(&upload).await.unwrap(), "it is not dead");
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         queue.charge(&lease, "damaged", None).await.unwrap();
         assert_eq!(state(&queue, &upload).await, State::Dead);
         let other_bytes = Upload { sha256: Sha256::of(b"other"), ..(*upload).clone() };
@@ -99,7 +117,7 @@ on_both_queues! {
         let revived = queue.get(upload.id).await.unwrap().unwrap();
         assert_eq!((revived.state, revived.failures, revived.reason), (State::Queued, 0, None));
         assert_eq!(queue.books().await.unwrap().queued.uploads, 1);
-        assert_eq!(queue.claim("drain", 1, LEASE).await.unwrap().len(), 1);
+        assert_eq!(queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().len(), 1);
     }
 
     async fn a_record_is_given_back_as_it_was_accepted(queue: Queue) {
@@ -143,7 +161,7 @@ on_both_queues! {
         for (second, priority) in [(3, Priority::Normal), (1, Priority::Low), (2, Priority::Normal), (9, Priority::High)] {
             accept(&queue, Upload { priority, ..upload("cam-1", second) }).await;
         }
-        let claimed = queue.claim("drain", 3, LEASE).await.unwrap();
+        let claimed = queue.claim("drain", 3, LEASE, Pick::Oldest).await.unwrap();
         let seconds: Vec<i64> = claimed.iter().map(|lease| lease.upload.received_at.0 / 1000).collect();
         assert_eq!(seconds, [9, 2, 3]);
         assert!(claimed.iter().all(|lease| lease.attempt == 1));
@@ -153,7 +171,7 @@ on_both_queues! {
         for second in 0..200 {
             accept(&queue, upload("cam-1", second)).await;
         }
-        let claims = (0..20).map(|_| queue.claim("drain", 10, LEASE));
+        let claims = (0..20).map(|_| queue.claim("drain", 10, LEASE, Pick::Oldest));
         let mut ids: Vec<UploadId> = futures_util::future::join_all(claims)
             .await
             .into_iter()
@@ -161,7 +179,7 @@ on_both_queues! {
             .map(|lease| lease.upload.id)
             .collect();
         // a claim passes over what others are claiming in that moment, so some may have had less to take
-        while let Some(lease) = queue.claim("drain", 1, LEASE).await.unwrap().pop() {
+        while let Some(lease) = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().pop() {
             ids.push(lease.upload.id);
         }
         ids.sort();
@@ -172,18 +190,18 @@ on_both_queues! {
 
     async fn an_upload_that_is_finished_is_uploaded(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert_eq!(state(&queue, &upload).await, State::Uploading);
         assert!(queue.finish(&lease).await.unwrap());
         let record = queue.get(upload.id).await.unwrap().unwrap();
         assert_eq!(record.state, State::Uploaded);
         assert!(record.uploaded_at.is_some());
-        assert!(queue.claim("drain", 1, LEASE).await.unwrap().is_empty());
+        assert!(queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().is_empty());
     }
 
     async fn finishing_twice_is_as_good_as_once(queue: Queue) {
         accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert!(queue.finish(&lease).await.unwrap());
         assert!(queue.finish(&lease).await.unwrap(), "the reply to the first may have been lost");
         assert_eq!(queue.books().await.unwrap().uploaded.uploads, 1);
@@ -191,9 +209,9 @@ on_both_queues! {
 
     async fn an_attempt_that_lost_its_lease_writes_nothing(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        let late = queue.claim("drain-a", 1, AT_ONCE).await.unwrap().remove(0);
+        let late = queue.claim("drain-a", 1, AT_ONCE, Pick::Oldest).await.unwrap().remove(0);
         eventually("the lease to run out", async || (queue.reap().await.unwrap() == 1).then_some(())).await;
-        let current = queue.claim("drain-b", 1, LEASE).await.unwrap().remove(0);
+        let current = queue.claim("drain-b", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert_eq!(current.attempt, 2);
         assert!(!queue.finish(&late).await.unwrap());
         assert!(!queue.release(&late, AT_ONCE).await.unwrap());
@@ -205,7 +223,7 @@ on_both_queues! {
 
     async fn a_reaped_upload_that_nobody_claimed_again_may_still_be_finished(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, AT_ONCE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, AT_ONCE, Pick::Oldest).await.unwrap().remove(0);
         eventually("the lease to run out", async || (queue.reap().await.unwrap() == 1).then_some(())).await;
         assert!(queue.finish(&lease).await.unwrap());
         assert_eq!(state(&queue, &upload).await, State::Uploaded);
@@ -213,26 +231,26 @@ on_both_queues! {
 
     async fn a_renewed_lease_is_not_reaped(queue: Queue) {
         accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, AT_ONCE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, AT_ONCE, Pick::Oldest).await.unwrap().remove(0);
         assert!(queue.renew(&lease, LEASE).await.unwrap());
         assert_eq!(queue.reap().await.unwrap(), 0);
     }
 
     async fn a_released_upload_is_queued_and_not_charged(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert!(queue.release(&lease, AT_ONCE).await.unwrap());
         let record = queue.get(upload.id).await.unwrap().unwrap();
         assert_eq!((record.state, record.failures), (State::Queued, 0));
-        assert_eq!(queue.claim("drain", 1, LEASE).await.unwrap()[0].attempt, 2);
+        assert_eq!(queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap()[0].attempt, 2);
     }
 
     async fn a_charged_upload_rests_and_does_not_hold_up_the_others(queue: Queue) {
         let first = accept(&queue, upload("cam-1", 1)).await;
         let second = accept(&queue, upload("cam-2", 2)).await;
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert!(queue.charge(&lease, "refused \0 by S3", Some(LEASE)).await.unwrap());
-        let next = queue.claim("drain", 5, LEASE).await.unwrap();
+        let next = queue.claim("drain", 5, LEASE, Pick::Oldest).await.unwrap();
         assert_eq!(next.iter().map(|l| l.upload.id).collect::<Vec<_>>(), [second.id]);
         let record = queue.get(first.id).await.unwrap().unwrap();
         assert_eq!((record.state, record.failures), (State::Queued, 1));
@@ -241,17 +259,17 @@ on_both_queues! {
 
     async fn charged_without_a_rest_an_upload_is_dead(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         assert!(queue.charge(&lease, "damaged on disk", None).await.unwrap());
         assert_eq!(state(&queue, &upload).await, State::Dead);
-        assert!(queue.claim("drain", 1, LEASE).await.unwrap().is_empty());
+        assert!(queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().is_empty());
     }
 
     async fn a_photo_is_removable_once_uploaded_and_retained(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
         accept(&queue, self::upload("cam-1", 2)).await;
         assert!(queue.removable(AT_ONCE, 10).await.unwrap().is_empty());
-        let lease = queue.claim("drain", 1, LEASE).await.unwrap().remove(0);
+        let lease = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
         queue.finish(&lease).await.unwrap();
         assert!(queue.removable(LEASE, 10).await.unwrap().is_empty(), "it is to be retained for a while");
         let removable = queue.removable(AT_ONCE, 10).await.unwrap();
@@ -265,7 +283,7 @@ on_both_queues! {
         for second in 1..=3 {
             accept(&queue, upload("cam-1", second)).await;
         }
-        for lease in queue.claim("drain", 2, LEASE).await.unwrap() {
+        for lease in queue.claim("drain", 2, LEASE, Pick::Oldest).await.unwrap() {
             queue.finish(&lease).await.unwrap();
         }
         let first = queue.removable(AT_ONCE, 1).await.unwrap().remove(0);
@@ -300,7 +318,7 @@ on_both_queues! {
         for second in 0..10 {
             accept(&queue, upload(if second % 2 == 0 { "cam-even" } else { "cam-odd" }, second)).await;
         }
-        queue.claim("drain", 3, LEASE).await.unwrap();
+        queue.claim("drain", 3, LEASE, Pick::Oldest).await.unwrap();
         let of = async |device: Option<&str>, state| {
             let filter = Filter { device_id: device.map(|d| d.parse().unwrap()), state };
             let page = queue.list(&filter, Cursor::START, 100).await.unwrap();
@@ -315,22 +333,23 @@ on_both_queues! {
     async fn the_books_always_say_what_the_records_say(queue: Queue) {
         // a random walk through every transition, with a seed that is printed when it fails
         let seed: u64 = rand::random();
-        let mut dice = seed;
-        let mut roll = |sides: u64| {
-            dice ^= dice << 13;
-            dice ^= dice >> 7;
-            dice ^= dice << 17;
-            dice % sides
-        };
+        let mut roll = dice(seed);
         let (mut accepted, mut leases) = (0, Vec::new());
         for step in 0..300 {
-            match roll(8) {
+            match roll(10) {
                 0..=2 => {
                     let size_bytes = 1 + roll(1_000);
-                    queue.accept(Arc::new(Upload { size_bytes, ..upload("cam-1", accepted) })).await.unwrap();
+                    let device = ["cam-1", "cam-2", "cam-3"][roll(3) as usize];
+                    let priority = Priority::ALL[roll(3) as usize];
+                    let upload = Upload { size_bytes, priority, ..upload(device, accepted) };
+                    queue.accept(Arc::new(upload)).await.unwrap();
                     accepted += 1;
                 }
-                3 => leases.extend(queue.claim("drain", 1 + roll(4) as u32, LEASE).await.unwrap()),
+                3 => {
+                    let pick = [Pick::Oldest, Pick::Newest, Pick::Fresh, Pick::Backlog][roll(4) as usize];
+                    let lease = if roll(2) == 0 { LEASE } else { AT_ONCE };
+                    leases.extend(queue.claim("drain", 1 + roll(4) as u32, lease, pick).await.unwrap());
+                }
                 4 => {
                     if let Some(lease) = leases.pop() {
                         queue.finish(&lease).await.unwrap();
@@ -340,6 +359,9 @@ on_both_queues! {
                     if let Some(lease) = leases.pop() {
                         let rest = (roll(2) == 0).then_some(AT_ONCE);
                         queue.charge(&lease, "why", rest).await.unwrap();
+                        if rest.is_none() && roll(2) == 0 {
+                            queue.revive(&lease.upload).await.unwrap();
+                        }
                     }
                 }
                 6 => {
@@ -347,6 +369,8 @@ on_both_queues! {
                         queue.release(&lease, AT_ONCE).await.unwrap();
                     }
                 }
+                7 => drop(queue.reap().await.unwrap()),
+                8 => drop(queue.tend_lines(2).await.unwrap()),
                 _ => {
                     let removable = queue.removable(AT_ONCE, 2).await.unwrap();
                     let ids: Vec<UploadId> = removable.iter().map(|r| r.upload.id).collect();
@@ -357,7 +381,206 @@ on_both_queues! {
             let books = forebay::queue::Books { oldest_queued: None, ..books };
             assert_eq!(books, counted, "at step {step} of seed {seed}");
             assert_eq!(books.accepted().uploads, accepted, "at step {step} of seed {seed}");
+            let (lines, counted) = (queue.lines().await.unwrap(), queue.count_lines().await.unwrap());
+            assert_eq!(lines, counted, "at step {step} of seed {seed}");
         }
+    }
+
+    async fn devices_take_turns_however_much_one_of_them_sends(queue: Queue) {
+        for second in 0..500 {
+            accept(&queue, upload("cam-0", second)).await;
+        }
+        for device in 1..=5 {
+            accept(&queue, upload(&format!("cam-{device}"), 1_000 + device)).await;
+        }
+        for pick in [Pick::Fresh, Pick::Backlog] {
+            let mut devices = devices(&queue.claim("drain", 3, LEASE, pick).await.unwrap());
+            devices.sort();
+            devices.dedup();
+            assert_eq!(devices.len(), 3, "nobody is served twice before all were: {devices:?}");
+        }
+        assert_eq!(devices(&queue.claim("drain", 2, LEASE, Pick::Fresh).await.unwrap()), ["cam-0", "cam-0"]);
+    }
+
+    async fn turns_are_by_bytes_not_by_photos(queue: Queue) {
+        for second in 0..100 {
+            accept(&queue, Upload { size_bytes: 3_000, ..upload("cam-large", second) }).await;
+            accept(&queue, upload("cam-small", second)).await;
+        }
+        let mut claimed = Vec::new();
+        for _ in 0..10 {
+            claimed.extend(devices(&queue.claim("drain", 8, LEASE, Pick::Backlog).await.unwrap()));
+        }
+        let small = claimed.iter().filter(|device| *device == "cam-small").count();
+        assert_eq!((small, claimed.len() - small), (60, 20));
+    }
+
+    async fn who_was_idle_is_owed_nothing(queue: Queue) {
+        for second in 0..200 {
+            accept(&queue, upload("cam-busy", second)).await;
+        }
+        accept(&queue, upload("cam-idle", 0)).await;
+        for _ in 0..12 {
+            assert_eq!(queue.claim("drain", 8, LEASE, Pick::Fresh).await.unwrap().len(), 8);
+        }
+        for second in 1..50 {
+            accept(&queue, upload("cam-idle", second)).await;
+            accept(&queue, upload("cam-new", second)).await;
+        }
+        let claimed = devices(&queue.claim("drain", 12, LEASE, Pick::Fresh).await.unwrap());
+        for device in ["cam-busy", "cam-idle", "cam-new"] {
+            let had = claimed.iter().filter(|d| *d == device).count();
+            assert!((3..=5).contains(&had), "{device} had {had} of {claimed:?}");
+        }
+    }
+
+    async fn whose_uploads_all_rested_is_owed_nothing_once_the_lines_are_tended(queue: Queue) {
+        accept(&queue, upload("cam-rested", 0)).await;
+        let lease = queue.claim("drain", 1, LEASE, Pick::Fresh).await.unwrap().remove(0);
+        queue.charge(&lease, "refused", Some(LEASE)).await.unwrap();
+        for second in 0..100 {
+            accept(&queue, upload("cam-busy", second)).await;
+        }
+        for _ in 0..5 {
+            assert_eq!(queue.claim("drain", 8, LEASE, Pick::Fresh).await.unwrap().len(), 8);
+        }
+        for second in 1..50 {
+            accept(&queue, upload("cam-rested", second)).await;
+        }
+        assert_eq!(queue.tend_lines(10).await.unwrap(), 1);
+        assert_eq!(queue.tend_lines(10).await.unwrap(), 0);
+        let claimed = devices(&queue.claim("drain", 8, LEASE, Pick::Fresh).await.unwrap());
+        let rested = claimed.iter().filter(|device| *device == "cam-rested").count();
+        assert!((3..=5).contains(&rested), "{claimed:?}");
+    }
+
+    async fn a_line_that_is_empty_and_says_nothing_any_more_is_deleted(queue: Queue) {
+        for device in 0..10 {
+            accept(&queue, upload(&format!("cam-{device}"), 1)).await;
+        }
+        assert_eq!(queue.claim("drain", 10, LEASE, Pick::Fresh).await.unwrap().len(), 10);
+        assert_eq!(queue.tend_lines(10).await.unwrap(), 0, "each had its turn, and may not have another at once");
+        for second in 2..5 {
+            accept(&queue, upload("cam-0", second)).await;
+            queue.claim("drain", 1, LEASE, Pick::Fresh).await.unwrap();
+        }
+        assert_eq!(queue.tend_lines(4).await.unwrap(), 4);
+        assert_eq!(queue.tend_lines(10).await.unwrap(), 5);
+        assert_eq!(queue.lines().await.unwrap(), []);
+    }
+
+    async fn lines_that_rest_hide_nobody(queue: Queue) {
+        for device in 0..30 {
+            accept(&queue, upload(&format!("cam-{device}"), 1)).await;
+        }
+        for lease in queue.claim("drain", 30, LEASE, Pick::Backlog).await.unwrap() {
+            queue.charge(&lease, "refused", Some(LEASE)).await.unwrap();
+        }
+        accept(&queue, Upload { priority: Priority::Low, ..upload("cam-last", 1) }).await;
+        assert_eq!(devices(&queue.claim("drain", 4, LEASE, Pick::Backlog).await.unwrap()), ["cam-last"]);
+        assert!(queue.claim("drain", 4, LEASE, Pick::Fresh).await.unwrap().is_empty());
+    }
+
+    async fn an_upload_that_rests_does_not_hold_up_its_line(queue: Queue) {
+        accept(&queue, upload("cam-1", 1)).await;
+        accept(&queue, upload("cam-1", 2)).await;
+        let lease = queue.claim("drain", 1, LEASE, Pick::Backlog).await.unwrap().remove(0);
+        queue.charge(&lease, "refused", Some(LEASE)).await.unwrap();
+        assert_eq!(seconds(&queue.claim("drain", 2, LEASE, Pick::Backlog).await.unwrap()), [2]);
+    }
+
+    async fn the_fresh_lane_takes_a_lines_newest_and_the_backlog_its_oldest(queue: Queue) {
+        for second in 0..10 {
+            accept(&queue, upload("cam-1", second)).await;
+        }
+        assert_eq!(seconds(&queue.claim("drain", 2, LEASE, Pick::Fresh).await.unwrap()), [9, 8]);
+        assert_eq!(seconds(&queue.claim("drain", 2, LEASE, Pick::Backlog).await.unwrap()), [0, 1]);
+        assert_eq!(seconds(&queue.claim("drain", 1, LEASE, Pick::Fresh).await.unwrap()), [7]);
+    }
+
+    async fn the_newest_of_all_is_claimed_first_when_told_so(queue: Queue) {
+        for second in 0..6 {
+            accept(&queue, upload(if second % 2 == 0 { "cam-1" } else { "cam-2" }, second)).await;
+        }
+        accept(&queue, Upload { priority: Priority::High, ..upload("cam-3", 0) }).await;
+        assert_eq!(seconds(&queue.claim("drain", 4, LEASE, Pick::Newest).await.unwrap()), [0, 5, 4, 3]);
+    }
+
+    async fn higher_classes_leave_first_whatever_the_order(queue: Queue) {
+        for pick in [Pick::Oldest, Pick::Newest, Pick::Fresh, Pick::Backlog] {
+            for (n, priority) in [Priority::Normal, Priority::Low, Priority::High].into_iter().cycle().take(9).enumerate() {
+                accept(&queue, Upload { priority, ..upload(&format!("{pick:?}-{}", n / 6), n as i64) }).await;
+            }
+            let mut claimed = Vec::new();
+            for limit in [1, 4, 2, 2] {
+                claimed.extend(queue.claim("drain", limit, LEASE, pick).await.unwrap());
+            }
+            let classes: Vec<Priority> = claimed.iter().map(|lease| lease.upload.priority).collect();
+            let (high, normal, low) = ([Priority::High; 3], [Priority::Normal; 3], [Priority::Low; 3]);
+            assert_eq!(classes, [high, normal, low].concat(), "{pick:?}");
+        }
+    }
+
+    async fn a_claim_of_many_takes_what_as_many_claims_of_one_would_have(queue: Queue) {
+        let seed: u64 = rand::random();
+        let mut roll = dice(seed);
+        // each line's turn and uploads, oldest first; what a device sends in one class is one line
+        type Line = (std::cmp::Reverse<Priority>, String);
+        let mut lines: BTreeMap<Line, (u64, Vec<Arc<Upload>>)> = BTreeMap::new();
+        for second in 0..150 {
+            let (device, priority) = (format!("cam-{}", roll(7)), Priority::ALL[1 + roll(2) as usize]);
+            let upload = Upload { size_bytes: 1 + roll(5_000), priority, ..upload(&device, second) };
+            let line = lines.entry((std::cmp::Reverse(priority), device)).or_default();
+            line.1.push(accept(&queue, upload).await);
+        }
+        for step in 0.. {
+            let (limit, fresh) = (1 + roll(9) as usize, roll(2) == 0);
+            let mut expected = Vec::new();
+            for _ in 0..limit {
+                let waiting = lines.iter_mut().filter(|(_, (_, uploads))| !uploads.is_empty());
+                let next = waiting.min_by_key(|((class, device), (turn, _))| (*class, *turn, device.clone()));
+                let Some((_, (turn, uploads))) = next else { break };
+                let upload = uploads.remove(if fresh { uploads.len() - 1 } else { 0 });
+                *turn += upload.size_bytes;
+                expected.push(upload.id);
+            }
+            let pick = if fresh { Pick::Fresh } else { Pick::Backlog };
+            let leases = queue.claim("drain", limit as u32, LEASE, pick).await.unwrap();
+            let mut claimed: Vec<UploadId> = leases.iter().map(|lease| lease.upload.id).collect();
+            if claimed.is_empty() && expected.is_empty() {
+                break;
+            }
+            claimed.sort();
+            expected.sort();
+            assert_eq!(claimed, expected, "{pick:?} of {limit} at step {step} of seed {seed}");
+        }
+    }
+
+    async fn devices_that_send_while_others_are_served_wait_for_nobody_in_a_circle(queue: Queue) {
+        let accepting = (0..20i64).map(|round| {
+            let queue = queue.clone();
+            async move {
+                for second in 0..20 {
+                    // in another order each time
+                    let device = format!("cam-{}", (second * (round + 1)) % 7);
+                    queue.accept(Arc::new(upload(&device, round * 100 + second))).await.unwrap();
+                }
+            }
+        });
+        let all = async { drop(futures_util::future::join_all(accepting).await) };
+        let served = std::sync::atomic::AtomicU32::new(0);
+        let serve = async |pick| {
+            while served.load(std::sync::atomic::Ordering::Relaxed) < 400 {
+                for lease in queue.claim("drain", 5, LEASE, pick).await.unwrap() {
+                    assert!(queue.finish(&lease).await.unwrap());
+                    served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+                queue.tend_lines(3).await.unwrap();
+            }
+        };
+        tokio::join!(all, serve(Pick::Fresh), serve(Pick::Backlog), serve(Pick::Newest), serve(Pick::Oldest));
+        assert_eq!(queue.books().await.unwrap().uploaded.uploads, 400);
+        assert_eq!(queue.lines().await.unwrap(), []);
     }
 
     async fn one_drain_leads_until_it_resigns_or_its_lease_runs_out(queue: Queue) {
@@ -405,6 +628,118 @@ on_both_queues! {
         assert_eq!(queue.migrate().await.unwrap(), queue.migrate().await.unwrap());
         assert_eq!(queue.books().await.unwrap().queued.uploads, 1);
     }
+}
+
+/// How the database goes about each claim must not depend on how much waits: no look at every upload, and nothing sorted but
+/// the few that the lines give.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_claim_in_sqlite_looks_at_all_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = sqlite(&folder).await;
+    fill(&queue).await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("queue.sqlite"));
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    for pick in [Pick::Oldest, Pick::Newest, Pick::Fresh, Pick::Backlog] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", queue.claim_statement(pick)));
+        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&pool).await.unwrap();
+        let plan: Vec<String> = plan.into_iter().map(|(.., step)| step).collect();
+        for step in &plan {
+            // these are few: what the lines give, and what is leased
+            let few = [
+                "SCAN waiting",
+                "SCAN chosen",
+                "SCAN next",
+                "SCAN a",
+                "SCAN (",
+                "SCAN high",
+                "SCAN normal",
+                "SCAN low",
+            ];
+            assert!(!step.contains("uploads_list_state"), "{step} in {plan:#?}");
+            let by_index = step.contains("USING INDEX") || step.contains("USING COVERING INDEX");
+            let is_few = few.iter().any(|few| step.starts_with(few));
+            assert!(!step.starts_with("SCAN") || by_index || is_few, "{step} in {plan:#?}");
+        }
+        let wanted = if matches!(pick, Pick::Oldest | Pick::Newest) { "uploads_claim" } else { "uploads_line" };
+        assert!(plan.iter().any(|step| step.contains(wanted)), "{plan:#?}");
+        if pick == Pick::Oldest {
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:#?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_claim_in_postgres_looks_at_all_that_waits() {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let queue = Queue::open(&forebay::config::QueueUrl::Postgres(url.clone())).unwrap();
+    queue.migrate().await.unwrap();
+    fill(&queue).await;
+    let pool = sqlx::PgPool::connect(&url).await.unwrap();
+    sqlx::query("ANALYZE").execute(&pool).await.unwrap(); // which autovacuum does within a minute
+    for pick in [Pick::Oldest, Pick::Newest, Pick::Fresh, Pick::Backlog] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN ANALYZE {}", queue.claim_statement(pick)));
+        let mut query = sqlx::query_as(explain).bind(8i64).bind("drain").bind(60_000i64);
+        if matches!(pick, Pick::Fresh | Pick::Backlog) {
+            query = query.bind(8i64);
+        }
+        let plan: Vec<(String,)> = query.fetch_all(&pool).await.unwrap();
+        let plan: Vec<String> = plan.into_iter().map(|(step,)| step).collect();
+        for step in &plan {
+            assert!(!step.contains("Seq Scan on uploads"), "{plan:#?}");
+            // of 5,000 that wait
+            let rows = step.rsplit("rows=").next().and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+            assert!(rows.is_none_or(|rows| rows <= 64), "{step} in {plan:#?}");
+        }
+    }
+}
+
+/// 5,000 uploads of 50 devices.
+async fn fill(queue: &Queue) {
+    for round in 0..5 {
+        let all = (0..1_000).map(|n| queue.accept(Arc::new(upload(&format!("cam-{}", n % 50), round * 1_000 + n))));
+        assert!(futures_util::future::join_all(all).await.into_iter().all(|a| a.unwrap().new));
+    }
+}
+
+/// What was queued by a forebay that knew no lines stands in them after the update.
+async fn what_waits_is_in_the_lines_after_the_schema_came_to_know_them(url: forebay::config::QueueUrl, first: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let migrations = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(first);
+    let name = "0001_uploads.sql";
+    std::fs::copy(migrations.join(name), folder.path().join(name)).unwrap();
+    let migrator = sqlx::migrate::Migrator::new(folder.path()).await.unwrap();
+    match &url {
+        forebay::config::QueueUrl::Postgres(url) => {
+            migrator.run(&sqlx::PgPool::connect(url).await.unwrap()).await.unwrap();
+        }
+        forebay::config::QueueUrl::Sqlite(path) => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
+            migrator.run(&sqlx::SqlitePool::connect_with(options).await.unwrap()).await.unwrap();
+        }
+    }
+    let queue = Queue::open(&url).unwrap();
+    for second in 0..20 {
+        accept(&queue, upload(&format!("cam-{}", second % 3), second)).await;
+    }
+    queue.migrate().await.unwrap();
+    let lines = queue.lines().await.unwrap();
+    assert_eq!(lines, queue.count_lines().await.unwrap());
+    assert_eq!(lines.len(), 3);
+    assert_eq!(queue.claim("drain", 30, LEASE, Pick::Fresh).await.unwrap().len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_sqlite_is_in_the_lines_after_the_schema_came_to_know_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = forebay::config::QueueUrl::Sqlite(folder.path().join("queue.sqlite"));
+    what_waits_is_in_the_lines_after_the_schema_came_to_know_them(url, "sqlite").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_postgres_is_in_the_lines_after_the_schema_came_to_know_them() {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let url = forebay::config::QueueUrl::Postgres(url);
+    what_waits_is_in_the_lines_after_the_schema_came_to_know_them(url, "postgres").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -278,7 +278,8 @@ async fn a_lost_postgres_queue_is_rebuilt_from_the_spool() {
 async fn a_journaled_retry_of_an_upload_that_was_uploaded_and_removed_leaves_no_photo_behind() {
     let site = Site::start(&[]).await;
     let upload = site.accept("cam-1", &photo(1)).await.upload;
-    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease =
+        site.queue.claim("drain", 1, Duration::from_secs(60), forebay::queue::Pick::Oldest).await.unwrap().remove(0);
     site.queue.finish(&lease).await.unwrap();
     site.spool.remove(upload.clone()).await.unwrap();
     site.queue.removed(&[upload.id]).await.unwrap();
@@ -295,7 +296,8 @@ async fn an_acknowledged_photo_is_not_removed_for_another_that_had_its_upload_id
     let site = Site::start(&[]).await;
     assert_eq!(site.post_json(json_upload("cam-1", Some("42"), &photo(1)).to_string()).await.status, 201);
     let first = site.records().await.remove(0).upload;
-    let lease = site.queue.claim("drain", 1, Duration::from_secs(60)).await.unwrap().remove(0);
+    let lease =
+        site.queue.claim("drain", 1, Duration::from_secs(60), forebay::queue::Pick::Oldest).await.unwrap().remove(0);
     site.queue.finish(&lease).await.unwrap();
     site.spool.remove(first.clone()).await.unwrap(); // and then the keeper died, before its record said so
     let mut other = (*first).clone();
@@ -337,7 +339,7 @@ async fn two_acknowledged_photos_under_one_upload_id_are_both_kept() {
     assert!(digests.contains(&first.sha256) && digests.contains(&other.sha256), "{digests:?}");
     assert_eq!(site.files().await, (1, 0));
     // the same crash, and what was renamed was uploaded and removed before the journal was looked at again
-    let leases = site.queue.claim("drain", 2, Duration::from_secs(60)).await.unwrap();
+    let leases = site.queue.claim("drain", 2, Duration::from_secs(60), forebay::queue::Pick::Oldest).await.unwrap();
     let renamed = leases.iter().find(|lease| lease.upload.sha256 == other.sha256).unwrap();
     site.queue.finish(renamed).await.unwrap();
     site.spool.remove(renamed.upload.clone()).await.unwrap();

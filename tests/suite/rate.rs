@@ -183,7 +183,7 @@ async fn while_the_queue_is_away_nothing_can_be_said() {
     let mut settings = s3_settings(&nowhere(), "photos");
     let away = format!("postgres://forebay@127.0.0.1:{}/forebay", crate::support::free_port());
     settings.push(("FOREBAY_QUEUE_URL".to_owned(), away));
-    settings.push(("FOREBAY_UPLINK_TIMETABLE".to_owned(), "00:00,50%".to_owned()));
+    settings.push(("FOREBAY_DRAIN_TIMETABLE".to_owned(), "00:00,50%".to_owned()));
     let serve = Program::start("serve", &settings, folder.path()).await;
     let answer = ask("PUT", format!("{}/rate", serve.console), Some(json!({ "rate": "100%" }))).await;
     assert_eq!((answer.status, answer.problem()), (503, "queue-away"));
