@@ -235,7 +235,7 @@ impl Metrics {
             self.backlog_bytes.record(status.backlog.bytes, &[]);
             self.backlog_oldest_age.record(status.backlog.oldest_age_seconds, &[]);
             let forecast = &status.forecast;
-            // a gauge passes over what is not finite and would go on showing what was before; beyond the horizon is as good
+            // a gauge of infinity is not shown at /metrics at all; the end of what is looked at stands for never
             let horizon = HORIZON.as_secs_f64();
             let full_in = forecast.full_in_seconds.unwrap_or(horizon);
             self.spool_full_in.record(full_in, &[]);

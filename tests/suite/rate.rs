@@ -175,7 +175,8 @@ async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
         }
     }
     let long = json!({ "rate": "50%", "who": "x".repeat(5000) });
-    assert_eq!(ask("PUT", rate.clone(), Some(long)).await.status, 413);
+    let refused = ask("PUT", rate.clone(), Some(long)).await;
+    assert_eq!((refused.status, refused.problem()), (413, "too-large"));
     let shown = ask("GET", rate.clone(), None).await.body;
     assert_eq!((&shown["override"], &shown["pause"]), (&Value::Null, &Value::Null));
 
