@@ -54,6 +54,10 @@ impl Arrivals {
         if self.recent.back().is_some_and(|(at, known, _)| now.0 < *at || bytes < *known) {
             *self = Arrivals::default();
         }
+        // what had come before this ran says nothing of how fast it comes
+        if self.recent.front().is_some_and(|(_, known, _)| bytes == *known) {
+            self.recent.clear();
+        }
         // the last one moves on until it is worth keeping
         if self.recent.len() > 2 && self.recent[self.recent.len() - 2].0 + SAMPLE_MS > now.0 {
             self.recent.pop_back();
@@ -655,6 +659,15 @@ mod tests {
         assert!((0.94e6..1.06e6).contains(&bytes) && (3.8..4.2).contains(&uploads), "{bytes} {uploads}");
         arrivals.note(UnixMs(3_700_000), 0.0, 0.0);
         assert_eq!(arrivals.now(), (0.0, 0.0), "other books");
+    }
+
+    #[test]
+    fn devices_that_begin_late_are_a_rate_from_their_first_seconds_on() {
+        let mut arrivals = Arrivals::default();
+        (0..300).for_each(|second| arrivals.note(UnixMs(second * 1000), 5e9, 100.0));
+        assert_eq!(arrivals.now(), (0.0, 0.0));
+        (300..310).for_each(|s| arrivals.note(UnixMs(s * 1000), 5e9 + (s - 299) as f64 * 8e6, 100.0));
+        assert_eq!(arrivals.now().0, 8e6);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogConfig;
 use crate::error::{Error, Result};
+use crate::forecast::HORIZON;
 use crate::status::Status;
 use crate::upload::State;
 
@@ -164,15 +165,15 @@ pub fn metrics() -> &'static Metrics {
             ),
             spool_full_in: float(
                 "forebay_spool_full_in_seconds",
-                "Time until the disk is full; +Inf when it does not fill",
+                "Time until the disk is full; sixty days when it does not fill",
             ),
             forecast_full_in: float(
                 "forebay_forecast_full_in_seconds",
-                "Time until the disk is full, by timetable and all; +Inf when it does not fill",
+                "Time until the disk is full, by timetable and all; sixty days when it does not fill",
             ),
             forecast_clear_in: float(
                 "forebay_forecast_clear_in_seconds",
-                "Time until the backlog is gone; 0 when it is, +Inf when it stays",
+                "Time until the backlog is gone; 0 when it is, sixty days when it stays",
             ),
             forecast_growth: float(
                 "forebay_forecast_growth_bytes_per_day",
@@ -234,11 +235,13 @@ impl Metrics {
             self.backlog_bytes.record(status.backlog.bytes, &[]);
             self.backlog_oldest_age.record(status.backlog.oldest_age_seconds, &[]);
             let forecast = &status.forecast;
-            let full_in = forecast.full_in_seconds.unwrap_or(f64::INFINITY);
+            // a gauge of infinity is not shown at /metrics at all; the end of what is looked at stands for never
+            let horizon = HORIZON.as_secs_f64();
+            let full_in = forecast.full_in_seconds.unwrap_or(horizon);
             self.spool_full_in.record(full_in, &[]);
             self.forecast_full_in.record(full_in, &[]);
             let stays = forecast.peak_day.bytes > 0.0 && forecast.growth_bytes_per_day > 0.0;
-            let clear_in = forecast.clear_in_seconds.unwrap_or(if stays { f64::INFINITY } else { 0.0 });
+            let clear_in = forecast.clear_in_seconds.unwrap_or(if stays { horizon } else { 0.0 });
             self.forecast_clear_in.record(clear_in, &[]);
             self.forecast_growth.record(forecast.growth_bytes_per_day, &[]);
         }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -30,6 +31,7 @@ const WHO_CHARS_MAX: usize = 100;
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Answer = Result<Json<RateStatus>, Problem>;
+type Body = Result<Bytes, BytesRejection>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,8 +59,8 @@ pub async fn show(State(console): State<Console>) -> Answer {
     Ok(Json(RateStatus::new(&console.uplink, &control, UnixMs::now())))
 }
 
-pub async fn set(State(console): State<Console>, headers: HeaderMap, body: Bytes) -> Answer {
-    let said: SetRate = json(&headers, &body)?;
+pub async fn set(State(console): State<Console>, headers: HeaderMap, body: Body) -> Answer {
+    let said: SetRate = json(&headers, body)?;
     let amount = said.rate.parse().and_then(|amount: Amount| amount.within(console.uplink.rate));
     let amount = amount.map_err(|wrong| out_of_range("rate", wrong))?;
     let (end, who) = (end(said.r#for, said.until)?, who(said.who)?);
@@ -73,16 +75,16 @@ pub async fn clear(State(console): State<Console>) -> Answer {
     show(State(console)).await
 }
 
-pub async fn pause(State(console): State<Console>, headers: HeaderMap, body: Bytes) -> Answer {
-    let said: SetPause = json(&headers, &body)?;
+pub async fn pause(State(console): State<Console>, headers: HeaderMap, body: Body) -> Answer {
+    let said: SetPause = json(&headers, body)?;
     let (end, who) = (end(said.r#for, said.until)?, who(said.who)?);
     answered(console.queue.set_pause(&who, end)).await?;
     tracing::info!(who, "an operator paused the drain");
     show(State(console)).await
 }
 
-pub async fn resume(State(console): State<Console>, headers: HeaderMap, body: Bytes) -> Answer {
-    let Nothing {} = json(&headers, &body)?;
+pub async fn resume(State(console): State<Console>, headers: HeaderMap, body: Body) -> Answer {
+    let Nothing {} = json(&headers, body)?;
     answered(console.queue.clear_pause()).await?;
     tracing::info!("an operator resumed the drain");
     show(State(console)).await
@@ -91,13 +93,19 @@ pub async fn resume(State(console): State<Console>, headers: HeaderMap, body: By
 /// The console knows no passwords: who reaches it may use it. A page of another site that is open in an operator's browser
 /// must not: a form or a script there can send POST to any address, but only as text or as a form. For
 /// `application/json`, PUT and DELETE the browser asks the console first whether it may, and gets no yes.
-fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Problem> {
+fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     if !kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json") {
         let detail = format!("expected a body with Content-Type: application/json, found {kind:?}");
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
-    let body = if body.is_empty() { b"{}" } else { body };
+    let body = body.map_err(|wrong| match wrong.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(Kind::TooLarge, format!("expected a body of {BODY_BYTES_MAX} bytes at most"))
+        }
+        _ => Problem::new(Kind::MalformedBody, "the body ended before its end"),
+    })?;
+    let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
     serde_json::from_slice(body).map_err(|wrong| Problem::new(Kind::MalformedBody, wrong.to_string()))
 }
 

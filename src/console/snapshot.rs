@@ -88,7 +88,8 @@ impl Sampler {
         let status = self.status(books);
         metrics().observe(&status);
         // once for the site, by who pours
-        if self.parts.drain.is_some() && status.queue.reachable {
+        let elsewhere = matches!(status.drain.condition, Condition::Elsewhere | Condition::Standby);
+        if !elsewhere && status.queue.reachable {
             self.tell(&status);
         }
         status

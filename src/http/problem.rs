@@ -43,7 +43,7 @@ impl Kind {
             }
             BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "body-too-slow", "The body came too slowly"),
             LengthRequired => (StatusCode::LENGTH_REQUIRED, "length-required", "A body is needed"),
-            TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The photo is larger than is accepted"),
+            TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "What was sent is larger than is accepted"),
             UnsupportedMediaType => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "This kind of body is not accepted")
             }

@@ -2,13 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use forebay::allowance::{End, Standing, Uplink, Zone};
 use forebay::config::Endpoint;
+use forebay::drain::steering;
+use forebay::pacer::Pacer;
+use forebay::queue::Queue;
+use forebay::timetable::{Amount, Timetable};
+use forebay::units::{Rate, UnixMs};
+use jiff::tz::{Offset, TimeZone};
 use serde_json::{Value, json};
 
 use crate::support::agreement::status;
 use crate::support::program::{Program, run, s3_settings};
 use crate::support::site::{Answer, Site};
-use crate::support::{eventually, json_upload, photo, postgres};
+use crate::support::{PATIENCE, eventually, json_upload, photo, postgres};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A change is to take effect within a second; a machine that is busy with other tests is given some more.
 const SOON: Duration = Duration::from_secs(3);
@@ -167,7 +175,8 @@ async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
         }
     }
     let long = json!({ "rate": "50%", "who": "x".repeat(5000) });
-    assert_eq!(ask("PUT", rate.clone(), Some(long)).await.status, 413);
+    let refused = ask("PUT", rate.clone(), Some(long)).await;
+    assert_eq!((refused.status, refused.problem()), (413, "too-large"));
     let shown = ask("GET", rate.clone(), None).await.body;
     assert_eq!((&shown["override"], &shown["pause"]), (&Value::Null, &Value::Null));
 
@@ -189,4 +198,72 @@ async fn while_the_queue_is_away_nothing_can_be_said() {
     assert_eq!((answer.status, answer.problem()), (503, "queue-away"));
     let status = allowed(&serve, 12_500_000).await;
     assert_eq!(status["drain"]["allowance_rule"], "timetable: every day 00:00, 50%");
+}
+
+/// A pacer that follows a timetable, at a place where it is noon in so many seconds.
+async fn steered(
+    queue: &Queue,
+    timetable: &str,
+    noon_in: i64,
+) -> (Pacer, tokio::sync::watch::Receiver<Standing>, DropGuard) {
+    let rate = Rate(25_000_000);
+    let of_day = UnixMs::now().0.div_euclid(1000).rem_euclid(86_400);
+    let rules = TimeZone::fixed(Offset::from_seconds((43_200 - noon_in - of_day) as i32).unwrap());
+    let timetable = Some(Timetable::parse(timetable, rate).unwrap());
+    let uplink = Uplink { rate, share: "20%".parse().unwrap(), timetable, zone: Zone { rules, name: String::new() } };
+    let pacer = Pacer::new(rate);
+    let (sender, standing) = tokio::sync::watch::channel(steering::standing(queue, &uplink).await);
+    let stop = CancellationToken::new();
+    tokio::spawn(steering::steer(Some(pacer.clone()), queue.clone(), uplink, sender, stop.clone()));
+    (pacer, standing, stop.drop_guard())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pacer_follows_the_timetable() {
+    let site = Site::start(&[]).await;
+    let noon_in = 4;
+    let began = Instant::now();
+    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20% 12:00,60%", noon_in).await;
+    eventually("the morning's share", async || (pacer.allowance() == Some(Rate(5_000_000))).then_some(())).await;
+    let noon = standing.wait_for(|standing| standing.in_force.allowance == Some(Rate(15_000_000)));
+    let noon = tokio::time::timeout(PATIENCE, noon).await.expect("noon").unwrap().in_force.clone();
+    // the clock's second had begun before
+    assert!((3.0..7.5).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    assert_eq!(pacer.allowance(), Some(Rate(15_000_000)));
+    let rule = noon.rule.to_string();
+    assert!(rule.starts_with("timetable: every day 12:00, 60%, until ") && rule.ends_with(" 00:00"), "{rule}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_holds_while_the_queue_is_away_and_still_ends_by_itself() {
+    let site = Site::start(&[]).await;
+    let (pacer, _standing, _stop) = steered(&site.queue, "00:00,20%", 3600).await;
+    let end = End::After(Duration::from_secs(4));
+    site.queue.set_rate(Amount::Share("100%".parse().unwrap()), "anna", end).await.unwrap();
+    eventually("the rate that was set", async || (pacer.allowance() == Some(Rate(25_000_000))).then_some(())).await;
+    site.queue.close().await;
+    let began = Instant::now();
+    assert!(site.queue.control().await.is_err(), "it is away");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if began.elapsed() < Duration::from_secs(2) {
+        assert_eq!(pacer.allowance(), Some(Rate(25_000_000)));
+    }
+    eventually("its end", async || (pacer.allowance() == Some(Rate(5_000_000))).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_forecast_is_in_the_metrics_and_in_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Program::start("serve", &s3_settings(&nowhere(), "photos"), folder.path()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let metrics = client.get(format!("{}/metrics", serve.console)).send().await.unwrap().text().await.unwrap();
+    for (name, value) in [
+        ("forebay_forecast_full_in_seconds", "5184000"),
+        ("forebay_forecast_clear_in_seconds", "0"),
+        ("forebay_forecast_growth_bytes_per_day", "0"),
+    ] {
+        assert!(metrics.lines().any(|line| line == format!("{name} {value}")), "{name} {value}: {metrics}");
+    }
+    let forecast = status(&serve).await["forecast"].clone();
+    assert_eq!((&forecast["outlook"], &forecast["words"]), (&json!("sound"), &json!("steady")));
 }
