@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::crash_points::{self, Armed};
 use crate::order::Order;
+use crate::shedding::WhenFull;
 use crate::units::{ByteSize, Rate, Reserve, Share, parse_span};
 use crate::upload::KeyTemplate;
 
@@ -89,6 +90,12 @@ pub static SETTINGS: &[Setting] = &[
         "Free disk (and inodes) below which new photos are refused",
     ),
     setting("FOREBAY_SPOOL_MAX", "spool-max", "", "The most bytes that the spool may hold, whatever the disk has"),
+    setting(
+        "FOREBAY_SPOOL_FULL",
+        "spool-full",
+        "refuse",
+        "When the disk is full: refuse, shed-oldest, or thin (give up queued photos, oldest first or evenly per device)",
+    ),
     setting("FOREBAY_LOG", "log", "info", "The log filter, such as info or forebay=debug"),
     setting("FOREBAY_LOG_FORMAT", "log-format", "text", "text or json"),
 ];
@@ -112,6 +119,7 @@ pub struct Config {
     pub retain: Duration,
     pub record_retain: Duration,
     pub spool: SpoolLimits,
+    pub when_full: WhenFull,
     pub log: LogConfig,
     /// No operator's setting, and none that is listed: always empty in a build without the feature `crash-points`.
     pub crash_points: Vec<Armed>,
@@ -357,6 +365,7 @@ impl Config {
             "" => Ok(None),
             text => text.parse().map(Some),
         });
+        let when_full = read.parsed("FOREBAY_SPOOL_FULL", str::parse);
         let filter = read.parsed("FOREBAY_LOG", |text| match tracing_subscriber::EnvFilter::try_new(text) {
             Ok(_) => Ok(text.to_owned()),
             Err(wrong) => Err(format!("expected a filter such as info or forebay=debug, found {text:?}: {wrong}")),
@@ -393,6 +402,7 @@ impl Config {
                 retain: retain?,
                 record_retain: record_retain?,
                 spool: SpoolLimits { reserve: reserve?, max: spool_max? },
+                when_full: when_full?,
                 log: LogConfig { filter: filter?, json: json?, otlp },
                 crash_points: crash_points.ok()?,
             })

@@ -10,6 +10,7 @@ pub mod crash_points;
 pub mod error;
 pub mod order;
 pub mod outage;
+pub mod shedding;
 pub mod status;
 pub mod units;
 pub mod upload;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use forebay::config::SETTINGS;
 
 /// Bottom to top. A module may import from layers below its own, and from the ground within its own layer if it is ground.
-const GROUND: &[&str] = &["error", "order", "outage", "units", "upload", "status", "config", "crash_points"];
+const GROUND: &[&str] =
+    &["error", "order", "outage", "shedding", "units", "upload", "status", "config", "crash_points"];
 const RESOURCES: &[&str] = &["http", "spool", "queue", "pacer", "bucket", "embedded_s3", "ledger", "telemetry"];
 const ROLES: &[&str] = &["ingest", "drain", "keeper", "console", "fleet", "audit"];
 const WIRING: &[&str] = &["commands"];

@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Uplink;
 use crate::error::Result;
 use crate::pacer::Pacer;
-use crate::queue::{Books, Queue, Tally};
+use crate::queue::{Books, Queue, Shed, Tally};
+use crate::shedding::WhenFull;
 use crate::spool::Spool;
 use crate::status::{
-    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, Forecast, QueueStatus, SpoolStatus, Status,
+    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, Forecast, QueueStatus, ShedDevice, ShedStatus,
+    SpoolStatus, Status,
 };
 use crate::telemetry::metrics;
 use crate::units::UnixMs;
@@ -24,6 +26,8 @@ use crate::units::UnixMs;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Flows are means over this many periods.
 const WINDOW: usize = 10;
+/// Devices shown of those that lost most to shedding.
+const SHED_SHOWN: u32 = 5;
 
 /// What a snapshot is taken of.
 #[derive(Clone)]
@@ -32,13 +36,14 @@ pub struct Parts {
     pub queue: Queue,
     pub spool: Spool,
     pub uplink: Uplink,
+    pub when_full: WhenFull,
     /// The drain of this process, if it has one.
     pub drain: Option<(Pacer, watch::Receiver<Condition>)>,
 }
 
 /// Takes snapshots until `stop` is cancelled. The first one is there when this returns.
 pub async fn start(parts: Parts, stop: CancellationToken) -> watch::Receiver<Arc<Status>> {
-    let mut sampler = Sampler { parts, samples: VecDeque::with_capacity(WINDOW + 1) };
+    let mut sampler = Sampler { parts, samples: VecDeque::with_capacity(WINDOW + 1), sheds: (0, Vec::new()) };
     let (sender, receiver) = watch::channel(Arc::new(sampler.take().await));
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(PERIOD);
@@ -59,6 +64,8 @@ struct Sampler {
     parts: Parts,
     /// The books as they were, oldest first.
     samples: VecDeque<(Instant, Books)>,
+    /// Devices that lost photos to shedding, and those that lost most, as last heard.
+    sheds: (i64, Vec<Shed>),
 }
 
 impl Sampler {
@@ -73,13 +80,38 @@ impl Sampler {
                 self.samples.pop_front();
             }
         }
-        let status = self.status(books);
+        let mut status = self.status(books);
+        if status.books.shed.uploads > 0
+            && let Ok(Ok(sheds)) =
+                tokio::time::timeout(Duration::from_secs(5), self.parts.queue.sheds(SHED_SHOWN)).await
+        {
+            self.sheds = sheds;
+        }
+        status.shed = self.shed_status(status.books.shed);
         metrics().observe(&status);
         status
     }
 
+    fn shed_status(&self, lost: Count) -> ShedStatus {
+        let (devices, most) = &self.sheds;
+        let shown = |shed: &Shed| ShedDevice {
+            device_id: shed.device_id.to_string(),
+            uploads: shed.lost.uploads,
+            bytes: shed.lost.bytes,
+            first_at: shed.first_at,
+            last_at: shed.last_at,
+        };
+        ShedStatus {
+            policy: self.parts.when_full,
+            uploads: lost.uploads,
+            bytes: lost.bytes,
+            devices: *devices,
+            most: most.iter().map(shown).collect(),
+        }
+    }
+
     fn status(&self, books: Result<Books>) -> Status {
-        let Parts { roles, queue, spool, uplink, drain } = &self.parts;
+        let Parts { roles, queue, spool, uplink, drain, .. } = &self.parts;
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
         let allowance = drain.as_ref().map_or(uplink.allowance(), |(pacer, _)| pacer.allowance());
@@ -130,6 +162,7 @@ impl Sampler {
                 spool.usable_bytes as f64,
             ),
             spool,
+            shed: ShedStatus::default(),
         }
     }
 

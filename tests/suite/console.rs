@@ -20,6 +20,7 @@ async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
         queue: site.queue.clone(),
         spool: site.spool.clone(),
         uplink: site.config.uplink,
+        when_full: site.config.when_full,
         drain: Some((Pacer::new(site.config.uplink.allowance()), watched)),
     };
     let stop = CancellationToken::new();

@@ -18,6 +18,7 @@ mod queue;
 mod queue_away;
 mod replicas;
 mod s3_faults;
+mod shedding;
 mod spool;
 mod stopping;
 mod through_nginx;
