@@ -519,6 +519,15 @@ mod tests {
     }
 
     #[test]
+    fn the_fresh_share_may_be_nothing_or_all() {
+        for (text, share) in [("0%", Share::NONE), ("50%", Share::HALF), ("100%", Share::WHOLE)] {
+            assert_eq!(Config::load(&source(&[("FOREBAY_DRAIN_FRESH_SHARE", text)])).unwrap().fresh_share, share);
+        }
+        let wrong = source(&[("FOREBAY_DRAIN_FRESH_SHARE", "101%"), ("FOREBAY_DRAIN_ORDER", "random")]);
+        assert_eq!(Config::load(&wrong).unwrap_err().0.len(), 2);
+    }
+
+    #[test]
     fn a_flag_wins_over_the_environment() {
         let mut source = source(&[("FOREBAY_UPLINK_SHARE", "30%")]);
         source.flags.insert("uplink-share".into(), "40%".into());
