@@ -56,6 +56,8 @@ pub struct Report {
     pub journaled: u64,
     /// Set aside as dead.
     pub dead: u64,
+    /// Given up because the disk was full; these records are their tombstones.
+    pub shed: u64,
     /// Objects under the prefix that belong to no record: purged, or not ours.
     pub other_objects: u64,
     /// Acknowledgements in the ledger.
@@ -89,6 +91,7 @@ pub async fn audit(subjects: &Subjects<'_>, depth: Depth, progress: impl Fn(&str
     progress("reading the queue");
     let records = all_records(subjects.queue).await?;
     report.records = records.len() as u64;
+    report.shed = records.values().filter(|record| record.state == State::Shed).count() as u64;
     check_books(subjects.queue, &mut report).await?;
 
     progress("walking the spool");
@@ -122,13 +125,14 @@ async fn all_records(queue: &Queue) -> Result<HashMap<UploadId, Record>> {
     }
 }
 
-/// The books must say what the records say; purged records stay in the books as uploaded.
+/// The books must say what the records say; purged records stay in the books as uploaded or shed.
 async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
     let mut last = None;
     for _ in 0..5 {
         let (before, counted, after) = (queue.books().await?, queue.count().await?, queue.books().await?);
-        let still = |b: &Books| (b.queued, b.uploading, b.dead, b.shed);
-        let purged_only = before.uploaded.uploads >= counted.uploaded.uploads;
+        let still = |b: &Books| (b.queued, b.uploading, b.dead);
+        let purged_only =
+            before.uploaded.uploads >= counted.uploaded.uploads && before.shed.uploads >= counted.shed.uploads;
         if still(&before) == still(&counted) && purged_only {
             return Ok(());
         }

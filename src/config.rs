@@ -15,6 +15,7 @@ use jiff::tz::TimeZone;
 use crate::allowance::{Uplink, Zone};
 use crate::crash_points::{self, Armed};
 use crate::order::Order;
+use crate::shedding::WhenFull;
 use crate::timetable::Timetable;
 use crate::units::{ByteSize, RATE_MAX, Rate, Reserve, Share, parse_span};
 use crate::upload::KeyTemplate;
@@ -105,6 +106,12 @@ pub static SETTINGS: &[Setting] = &[
         "Free disk (and inodes) below which new photos are refused",
     ),
     setting("FOREBAY_SPOOL_MAX", "spool-max", "", "The most bytes that the spool may hold, whatever the disk has"),
+    setting(
+        "FOREBAY_SPOOL_FULL",
+        "spool-full",
+        "refuse",
+        "When the disk is full: refuse, shed-oldest, or thin (give up queued photos, oldest first or evenly per device)",
+    ),
     setting("FOREBAY_LOG", "log", "info", "The log filter, such as info or forebay=debug"),
     setting("FOREBAY_LOG_FORMAT", "log-format", "text", "text or json"),
 ];
@@ -128,6 +135,7 @@ pub struct Config {
     pub retain: Duration,
     pub record_retain: Duration,
     pub spool: SpoolLimits,
+    pub when_full: WhenFull,
     pub log: LogConfig,
     /// No operator's setting, and none that is listed: always empty in a build without the feature `crash-points`.
     pub crash_points: Vec<Armed>,
@@ -374,6 +382,7 @@ impl Config {
             "" => Ok(None),
             text => text.parse().map(Some),
         });
+        let when_full = read.parsed("FOREBAY_SPOOL_FULL", str::parse);
         let filter = read.parsed("FOREBAY_LOG", |text| match tracing_subscriber::EnvFilter::try_new(text) {
             Ok(_) => Ok(text.to_owned()),
             Err(wrong) => Err(format!("expected a filter such as info or forebay=debug, found {text:?}: {wrong}")),
@@ -410,6 +419,7 @@ impl Config {
                 retain: retain?,
                 record_retain: record_retain?,
                 spool: SpoolLimits { reserve: reserve?, max: spool_max? },
+                when_full: when_full?,
                 log: LogConfig { filter: filter?, json: json?, otlp },
                 crash_points: crash_points.ok()?,
             })
@@ -559,6 +569,15 @@ mod tests {
         assert_eq!((of("FOREBAY_DRAIN_TIMETABLE: "), of("FOREBAY_TIMEZONE: ")), (4, 1), "{errors:?}");
         assert!(errors.iter().any(|error| error.ends_with("is it Europe/Berlin?")), "{errors:?}");
         assert_eq!(Config::load(&source(&[])).unwrap().uplink.timetable, None);
+    }
+
+    #[test]
+    fn the_fresh_share_may_be_nothing_or_all() {
+        for (text, share) in [("0%", Share::NONE), ("50%", Share::HALF), ("100%", Share::WHOLE)] {
+            assert_eq!(Config::load(&source(&[("FOREBAY_DRAIN_FRESH_SHARE", text)])).unwrap().fresh_share, share);
+        }
+        let wrong = source(&[("FOREBAY_DRAIN_FRESH_SHARE", "101%"), ("FOREBAY_DRAIN_ORDER", "random")]);
+        assert_eq!(Config::load(&wrong).unwrap_err().0.len(), 2);
     }
 
     #[test]

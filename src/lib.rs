@@ -12,6 +12,7 @@ pub mod error;
 pub mod forecast;
 pub mod order;
 pub mod outage;
+pub mod shedding;
 pub mod status;
 pub mod timetable;
 pub mod units;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allowance::{Control, Uplink};
 use crate::forecast::Forecast;
+use crate::shedding::WhenFull;
 use crate::units::{ByteSize, Rate, UnixMs, span};
 
 /// One snapshot.
@@ -28,6 +29,7 @@ pub struct Status {
     pub backlog: BacklogStatus,
     pub spool: SpoolStatus,
     pub forecast: Forecast,
+    pub shed: ShedStatus,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -215,7 +217,35 @@ pub struct SpoolStatus {
     pub refusing: Option<String>,
 }
 
+/// What was given up because the disk was full, since the appliance was set up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShedStatus {
+    /// What happens when the disk is full.
+    pub policy: WhenFull,
+    pub uploads: i64,
+    pub bytes: i64,
+    /// Devices that lost any.
+    pub devices: i64,
+    /// Those that lost most.
+    pub most: Vec<ShedDevice>,
+}
+
+/// What one device lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShedDevice {
+    pub device_id: String,
+    pub uploads: i64,
+    pub bytes: i64,
+    pub first_at: UnixMs,
+    pub last_at: UnixMs,
+}
+
 impl Condition {
+    /// This process's drain is the one that pours, or would if it could.
+    pub fn leads(&self) -> bool {
+        !matches!(self, Condition::Elsewhere | Condition::Standby)
+    }
+
     /// In a word or a sentence.
     pub fn in_words(&self) -> String {
         match self {
@@ -239,6 +269,14 @@ impl fmt::Display for Flow {
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.uploads, ByteSize(self.bytes.max(0) as u64))
+    }
+}
+
+impl fmt::Display for ShedStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lost = Count { uploads: self.uploads, bytes: self.bytes };
+        let most: Vec<String> = self.most.iter().map(|d| format!("{} {}", d.device_id, d.uploads)).collect();
+        write!(f, "{lost} of {} devices ({}); most: {}", self.devices, self.policy, most.join(", "))
     }
 }
 
@@ -273,6 +311,9 @@ impl fmt::Display for Status {
             ByteSize(spool.usable_bytes),
             spool.refusing.as_ref().map(|why| format!(", REFUSING: {why}")).unwrap_or_default()
         )?;
+        if self.shed.uploads > 0 {
+            writeln!(f, "shed       {}", self.shed)?;
+        }
         write!(
             f,
             "books      accepted {} = queued {} + uploading {} + uploaded {} + dead {} + shed {}",

@@ -117,6 +117,7 @@ pub struct Metrics {
     drain_allowance: Gauge<u64>,
     drain_paused: Gauge<u64>,
     uploads: Gauge<i64>,
+    shed_bytes: Gauge<i64>,
     backlog_uploads: Gauge<i64>,
     backlog_bytes: Gauge<i64>,
     backlog_oldest_age: Gauge<f64>,
@@ -155,6 +156,7 @@ pub fn metrics() -> &'static Metrics {
             drain_allowance: gauge("forebay_drain_allowance_bytes_per_second", "What the drain may put on the wire"),
             drain_paused: gauge("forebay_drain_paused", "1 while the environment keeps the drain from pouring"),
             uploads: signed("forebay_uploads", "Uploads, by state"),
+            shed_bytes: signed("forebay_shed_bytes", "Bytes of photos given up because the disk was full"),
             backlog_uploads: signed("forebay_backlog_uploads", "Uploads that wait to leave"),
             backlog_bytes: signed("forebay_backlog_bytes", "Bytes that wait to leave"),
             backlog_oldest_age: float("forebay_backlog_oldest_age_seconds", "Age of the oldest upload that waits"),
@@ -231,6 +233,7 @@ impl Metrics {
             ] {
                 self.uploads.record(count.uploads, &[KeyValue::new("state", state.as_str())]);
             }
+            self.shed_bytes.record(books.shed.bytes, &[]);
             self.backlog_uploads.record(status.backlog.uploads, &[]);
             self.backlog_bytes.record(status.backlog.bytes, &[]);
             self.backlog_oldest_age.record(status.backlog.oldest_age_seconds, &[]);

@@ -11,6 +11,7 @@ const GROUND: &[&str] = &[
     "error",
     "order",
     "outage",
+    "shedding",
     "units",
     "upload",
     "timetable",

@@ -110,7 +110,7 @@ impl Appliance {
             let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone())
                 .ordered(config.order, config.fresh_share);
             drain_parts = Some((pacer.clone(), drain.condition()));
-            let keeper = Keeper::new(config, spool.clone(), queue.clone());
+            let keeper = Keeper::new(config, spool.clone(), queue.clone()).beside(drain.condition());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());
             tasks.spawn(async move { drain.run(stop_drain, GRACE).await });
             tasks.spawn(async move { keeper.run(stop_keeper).await });
@@ -132,6 +132,7 @@ impl Appliance {
             uplink: config.uplink.clone(),
             standing,
             retain: config.retain,
+            when_full: config.when_full,
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;

@@ -59,9 +59,12 @@ fn print(report: &Report, with_ledger: bool) {
     println!("{:<28}{:>10}", "records in the queue", report.records);
     line("verified in the bucket", report.verified, report.verified_bytes);
     line("waiting, on disk", report.waiting, report.waiting_bytes);
-    for (what, uploads) in
-        [("journaled, on disk", report.journaled), ("dead", report.dead), ("other objects", report.other_objects)]
-    {
+    for (what, uploads) in [
+        ("journaled, on disk", report.journaled),
+        ("dead", report.dead),
+        ("shed", report.shed),
+        ("other objects", report.other_objects),
+    ] {
         println!("{what:<28}{uploads:>10}");
     }
     if with_ledger {

@@ -14,10 +14,12 @@ use crate::allowance::{Control, Standing, Uplink};
 use crate::error::Result;
 use crate::forecast::{self, Arrivals, Forecast, Outlook, Site, Watch};
 use crate::pacer::Pacer;
-use crate::queue::{Books, Queue, Tally};
+use crate::queue::{Books, Queue, Shed, Tally};
+use crate::shedding::WhenFull;
 use crate::spool::Spool;
 use crate::status::{
-    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, QueueStatus, SpoolStatus, Status,
+    BacklogStatus, BooksStatus, Condition, Count, DrainStatus, Flow, QueueStatus, ShedDevice, ShedStatus, SpoolStatus,
+    Status,
 };
 use crate::telemetry::metrics;
 use crate::units::{Rate, UnixMs};
@@ -25,6 +27,8 @@ use crate::units::{Rate, UnixMs};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Flows are means over this many periods.
 const WINDOW: usize = 10;
+/// Devices shown of those that lost most to shedding.
+const SHED_SHOWN: u32 = 5;
 
 /// What a snapshot is taken of.
 #[derive(Clone)]
@@ -37,6 +41,7 @@ pub struct Parts {
     pub standing: watch::Receiver<Standing>,
     /// How long an uploaded photo stays on disk.
     pub retain: Duration,
+    pub when_full: WhenFull,
     /// The drain of this process, if it has one.
     pub drain: Option<(Pacer, watch::Receiver<Condition>)>,
 }
@@ -44,7 +49,14 @@ pub struct Parts {
 /// Takes snapshots until `stop` is cancelled. The first one is there when this returns.
 pub async fn start(parts: Parts, stop: CancellationToken) -> watch::Receiver<Arc<Status>> {
     let samples = VecDeque::with_capacity(WINDOW + 1);
-    let mut sampler = Sampler { parts, samples, arrivals: Arrivals::default(), sent: None, outlook: Watch::default() };
+    let mut sampler = Sampler {
+        parts,
+        samples,
+        arrivals: Arrivals::default(),
+        sent: None,
+        outlook: Watch::default(),
+        sheds: (0, Vec::new()),
+    };
     let (sender, receiver) = watch::channel(Arc::new(sampler.take().await));
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(PERIOD);
@@ -69,6 +81,8 @@ struct Sampler {
     /// What this process had paid, and what had been uploaded, when it began.
     sent: Option<(u64, i64)>,
     outlook: Watch,
+    /// Devices that lost photos to shedding, and those that lost most, as last heard.
+    sheds: (i64, Vec<Shed>),
 }
 
 impl Sampler {
@@ -85,7 +99,14 @@ impl Sampler {
                 self.samples.pop_front();
             }
         }
-        let status = self.status(books);
+        let mut status = self.status(books);
+        if status.books.shed.uploads > 0
+            && let Ok(Ok(sheds)) =
+                tokio::time::timeout(Duration::from_secs(5), self.parts.queue.sheds(SHED_SHOWN)).await
+        {
+            self.sheds = sheds;
+        }
+        status.shed = self.shed_status(status.books.shed);
         metrics().observe(&status);
         // once for the site, by who pours
         let elsewhere = matches!(status.drain.condition, Condition::Elsewhere | Condition::Standby);
@@ -93,6 +114,24 @@ impl Sampler {
             self.tell(&status);
         }
         status
+    }
+
+    fn shed_status(&self, lost: Count) -> ShedStatus {
+        let (devices, most) = &self.sheds;
+        let shown = |shed: &Shed| ShedDevice {
+            device_id: shed.device_id.to_string(),
+            uploads: shed.lost.uploads,
+            bytes: shed.lost.bytes,
+            first_at: shed.first_at,
+            last_at: shed.last_at,
+        };
+        ShedStatus {
+            policy: self.parts.when_full,
+            uploads: lost.uploads,
+            bytes: lost.bytes,
+            devices: *devices,
+            most: most.iter().map(shown).collect(),
+        }
     }
 
     fn tell(&mut self, status: &Status) {
@@ -206,6 +245,7 @@ impl Sampler {
             },
             forecast,
             spool,
+            shed: ShedStatus::default(),
         }
     }
 

@@ -82,7 +82,7 @@ impl Drain {
             order: Order::default(),
             lanes: Arc::new(Mutex::new(Lanes::new(Share::HALF))),
             suspects: Suspects::default(),
-            condition: watch::Sender::new(Condition::Idle),
+            condition: watch::Sender::new(Condition::Standby),
         }
     }
 

@@ -136,8 +136,9 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result
         }
     };
     let other_bytes = accepted.record.upload.sha256 != upload.sha256;
-    if stored_now && !accepted.new && (other_bytes || accepted.record.removed_at.is_some()) {
-        // the first photo under this id was uploaded and removed long ago; what was just written is not needed
+    let shed = accepted.record.state == State::Shed;
+    if stored_now && !accepted.new && (other_bytes || shed || accepted.record.removed_at.is_some()) {
+        // the first photo under this id was uploaded and removed long ago, or given up; what was just written is not needed
         ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;

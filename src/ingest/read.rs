@@ -153,8 +153,11 @@ pub async fn one(State(ingest): State<Ingest>, Path(id): Path<String>) -> Result
         body = crate::http::problem::ProblemBody, content_type = "application/problem+json"),
 ))]
 pub async fn image(State(ingest): State<Ingest>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let upload = record(&ingest, &id).await?.upload;
+    let Record { upload, state, .. } = record(&ingest, &id).await?;
     let photo = ingest.spool.stream(upload.clone()).await.map_err(|error| match error {
+        Error::Missing(_) if state == crate::upload::State::Shed => {
+            Problem::new(Kind::NotFound, "the photo was given up when the disk was full")
+        }
         Error::Missing(_) => Problem::new(
             Kind::NotFound,
             format!("the photo is no longer on this disk; it is in the bucket as {}", upload.object_key),

@@ -1,23 +1,28 @@
 //! House-keeping: leases that ran out, photos whose time is over, the journal, orphans, what dead writers left.
 //!
 //! Always: a photo is removed before its record says so, and its record is purged only after that; each task goes on when
-//! another fails. Never: a photo removed before S3 confirmed it and its retention is over.
+//! another fails; what is shed is counted and logged. Never: a photo removed before S3 confirmed it and its retention is
+//! over, unless its record says that it was shed.
 
 mod orphans;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::orphans::{Adoption, adopt, take_in};
-use crate::config::Config;
+use crate::config::{Config, SpoolLimits};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::{Outage, Over};
-use crate::queue::Queue;
+use crate::queue::{Queue, Record, Tally};
+use crate::shedding::{Marks, WhenFull};
 use crate::spool::Spool;
+use crate::status::Condition;
 use crate::upload::{Upload, UploadId};
 
 /// Photos removed in one go.
@@ -40,6 +45,10 @@ pub struct Keeper {
     queue: Queue,
     retain: Duration,
     record_retain: Duration,
+    when_full: WhenFull,
+    limits: SpoolLimits,
+    /// What this process's drain does; only where the drain leads is anything shed.
+    drain: Option<watch::Receiver<Condition>>,
     /// Photos from before this moment were looked at for orphans.
     looked_until: Arc<Mutex<SystemTime>>,
 }
@@ -51,8 +60,16 @@ impl Keeper {
             queue,
             retain: config.retain,
             record_retain: config.record_retain,
+            when_full: config.when_full,
+            limits: config.spool,
+            drain: None,
             looked_until: Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)),
         }
+    }
+
+    /// Beside a drain, which does `condition`: when the disk is full and the drain leads, what the settings say is shed.
+    pub fn beside(self, condition: watch::Receiver<Condition>) -> Self {
+        Keeper { drain: Some(condition), ..self }
     }
 
     /// Keeps house until `stop` is cancelled.
@@ -62,6 +79,7 @@ impl Keeper {
             every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
             every(seconds(5), &stop, "tend the devices' lines", || self.tend_lines()),
             every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
+            every(seconds(1), &stop, "make room on the full disk", || self.make_room()),
             every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
             every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
@@ -85,21 +103,77 @@ impl Keeper {
     async fn clean(&self) -> Result<()> {
         loop {
             let records = self.queue.removable(self.retain, REMOVE_AT_ONCE).await?;
-            let cut_short = |e| Error::unavailable("cannot remove an uploaded photo", e);
-            for record in &records {
-                crash_points::pass(Point::KeeperRemove).await.map_err(cut_short)?;
-                self.spool.remove(record.upload.clone()).await?;
-                crash_points::pass(Point::KeeperRemoved).await.map_err(cut_short)?;
+            self.remove(&records).await?;
+            if records.len() < REMOVE_AT_ONCE as usize {
+                break;
             }
-            let ids: Vec<UploadId> = records.iter().map(|record| record.upload.id).collect();
-            if !ids.is_empty() {
-                self.queue.removed(&ids).await?;
-                crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
-            }
-            if ids.len() < REMOVE_AT_ONCE as usize {
+        }
+        self.clean_shed().await
+    }
+
+    async fn clean_shed(&self) -> Result<()> {
+        loop {
+            let records = self.queue.removable_shed(REMOVE_AT_ONCE).await?;
+            self.remove(&records).await?;
+            if records.len() < REMOVE_AT_ONCE as usize {
                 return Ok(());
             }
         }
+    }
+
+    /// Takes photos off the disk, and says so in their records.
+    async fn remove(&self, records: &[Record]) -> Result<()> {
+        let cut_short = |e| Error::unavailable("cannot remove a photo", e);
+        for record in records {
+            crash_points::pass(Point::KeeperRemove).await.map_err(cut_short)?;
+            self.spool.remove(record.upload.clone()).await?;
+            crash_points::pass(Point::KeeperRemoved).await.map_err(cut_short)?;
+        }
+        let ids: Vec<UploadId> = records.iter().map(|record| record.upload.id).collect();
+        if !ids.is_empty() {
+            self.queue.removed(&ids).await?;
+            crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
+        }
+        Ok(())
+    }
+
+    /// Sheds queued uploads when the room for new ones falls below the low mark, until it will reach the high one.
+    async fn make_room(&self) -> Result<()> {
+        let leads = self.drain.as_ref().is_some_and(|condition| condition.borrow().leads());
+        if self.when_full == WhenFull::Refuse || !leads {
+            return Ok(());
+        }
+        // in this order, so that what is removed meanwhile is counted twice as room rather than not at all: what is shed too
+        // little now is shed in a second
+        let still_there = self.queue.shed_on_disk_bytes().await?;
+        let on_disk = self.queue.books().await?.on_disk.bytes.max(0) as u64;
+        self.spool.set_held_bytes(on_disk);
+        let space = self.spool.space()?;
+        let room = self.spool.usable_bytes(&space) + still_there;
+        let capacity = space.total_bytes.saturating_sub(space.reserve_bytes);
+        let capacity = self.limits.max.map_or(capacity, |max| max.0.min(capacity));
+        let mut left = Marks::of(capacity).to_shed(room);
+        let (mut lost, mut devices) = (Tally::default(), BTreeSet::new());
+        while left > 0 {
+            let shed = match self.when_full {
+                WhenFull::Refuse => return Ok(()),
+                WhenFull::ShedOldest => self.queue.shed_oldest(left, REMOVE_AT_ONCE).await?,
+                WhenFull::Thin => self.queue.shed_thin(left, REMOVE_AT_ONCE).await?,
+            };
+            let bytes: u64 = shed.iter().map(|record| record.upload.size_bytes).sum();
+            if bytes == 0 {
+                break; // nothing waits that could be shed
+            }
+            left = left.saturating_sub(bytes);
+            lost = lost + Tally { uploads: shed.len() as i64, bytes: bytes as i64 };
+            devices.extend(shed.into_iter().map(|record| record.upload.device_id.clone()));
+        }
+        if lost.uploads > 0 {
+            let (policy, uploads, bytes, devices) = (self.when_full, lost.uploads, lost.bytes, devices.len());
+            tracing::warn!(%policy, uploads, bytes, devices, "the disk is full: queued photos were given up");
+            self.clean_shed().await?;
+        }
+        Ok(())
     }
 
     /// What was acknowledged while the queue was away goes into it, each upload once.
@@ -148,6 +222,7 @@ impl Keeper {
 
     async fn purge(&self) -> Result<()> {
         while self.queue.purge(self.record_retain, PURGE_AT_ONCE).await? == u64::from(PURGE_AT_ONCE) {}
+        while self.queue.purge_shed(self.record_retain, PURGE_AT_ONCE).await? == u64::from(PURGE_AT_ONCE) {}
         Ok(())
     }
 

@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
-use crate::queue::{Accepted, Queue};
+use crate::queue::{Accepted, Queue, Record};
 use crate::spool::Spool;
-use crate::upload::{Upload, UploadId};
+use crate::upload::{State, Upload, UploadId};
 
 /// Uploads that wait for the queue at once: as many as it commits together.
 const AT_ONCE: usize = 256;
@@ -75,6 +75,11 @@ pub async fn adopt(
     Ok(total)
 }
 
+/// Its photo is not wanted on disk any more.
+fn is_over(record: &Record) -> bool {
+    record.removed_at.is_some() || record.state == State::Shed
+}
+
 /// Puts one photo of the spool into the queue and takes its mark off the journal. True when the queue did not know it.
 pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Result<bool> {
     let cut_short = |e| Error::unavailable(format_args!("cannot take in upload {}", upload.id), e);
@@ -91,14 +96,14 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         crash_points::pass(Point::JournalRename).await.map_err(cut_short)?;
         spool.store(renamed.clone(), photo.into()).await?;
         crash_points::pass(Point::JournalRenamed).await.map_err(cut_short)?;
-        if queue.accept(renamed.clone()).await?.record.removed_at.is_some() {
-            // this was begun before, and it was uploaded and removed since
+        if is_over(&queue.accept(renamed.clone()).await?.record) {
+            // this was begun before, and it was uploaded and removed since, or given up
             spool.remove(renamed).await?;
         }
         crash_points::pass(Point::JournalRenamedTold).await.map_err(cut_short)?;
         spool.remove(upload.clone()).await?;
-    } else if record.removed_at.is_some() {
-        // uploaded and removed before; what was sent again is not needed
+    } else if !new && is_over(&record) {
+        // uploaded and removed before, or given up; what was sent again is not needed
         spool.remove(upload.clone()).await?;
     }
     crash_points::pass(Point::JournalTakenIn).await.map_err(cut_short)?;

@@ -5,11 +5,12 @@
 //! than SQL happens.
 //!
 //! `sqlite.rs` and `postgres.rs` hold what differs (opening, and the insert of many); `statements.rs` what is one text for
-//! both; `claims.rs` says what leaves next; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
+//! both; `claims.rs` says what leaves next, and `sheds.rs` what is given up; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
 
 mod claims;
 mod group_commit;
 mod postgres;
+mod sheds;
 mod sqlite;
 mod statements;
 
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::allowance::{Control, End, Override, Pause};
 use crate::config::QueueUrl;
 use crate::error::{Error, Result};
+use crate::shedding;
 use crate::timetable::Amount;
 use crate::units::UnixMs;
 use crate::upload::{DeviceId, Priority, State, Upload, UploadId};
@@ -31,6 +33,9 @@ pub const PAGE_RECORDS_MAX: u32 = 500;
 
 /// The longest that any call may take: as long as Postgres itself lets a statement run.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most uploads of one line that are looked at to thin it.
+const THINNED_MAX: u32 = 50_000;
 
 /// The queue of one site. Cheap to clone.
 #[derive(Clone)]
@@ -121,6 +126,15 @@ pub struct Line {
     pub device_id: DeviceId,
     pub priority: Priority,
     pub queued: Tally,
+}
+
+/// What a device lost to shedding since the appliance was set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shed {
+    pub device_id: DeviceId,
+    pub lost: Tally,
+    pub first_at: UnixMs,
+    pub last_at: UnixMs,
 }
 
 /// Which records a list shows.
@@ -340,6 +354,87 @@ impl Queue {
     /// and say nothing any more are deleted; how many of both.
     pub async fn tend_lines(&self, limit: u32) -> Result<u64> {
         on_backend!(self, queue => queue.tend_lines(limit))
+    }
+
+    /// Gives up queued uploads, about `bytes` of them but `limit` at most: of the lowest class the oldest first. Their records
+    /// stay as tombstones, and their photos are the caller's to remove. Nothing when nothing is queued.
+    pub async fn shed_oldest(&self, bytes: u64, limit: u32) -> Result<Vec<Record>> {
+        let (mut ids, mut enough) = (Vec::new(), 0);
+        for priority in Priority::ALL {
+            let class = statements::priority_number(*priority);
+            let missing = limit.saturating_sub(ids.len() as u32);
+            for (id, size) in on_backend!(self, queue => queue.oldest_of(class, missing))? {
+                if enough < bytes {
+                    ids.push(id);
+                    enough += size.max(0) as u64;
+                }
+            }
+            if enough >= bytes || ids.len() >= limit as usize {
+                break;
+            }
+        }
+        self.shed(&ids, "shed-oldest: the disk was full").await
+    }
+
+    /// Like [`Queue::shed_oldest`], but of the lowest class that has any the devices with the most queued uploads are thinned,
+    /// evenly in time: no two neighbours go in one call, and those whose going leaves the smallest gap go first.
+    pub async fn shed_thin(&self, bytes: u64, limit: u32) -> Result<Vec<Record>> {
+        for priority in Priority::ALL {
+            let class = statements::priority_number(*priority);
+            let lines = on_backend!(self, queue => queue.longest_lines(class))?;
+            let lengths: Vec<(u64, u64)> =
+                lines.iter().map(|(_, uploads, bytes)| ((*uploads).max(0) as u64, (*bytes).max(0) as u64)).collect();
+            let (mut ids, mut enough) = (Vec::new(), 0);
+            for ((device_id, ..), many) in lines.iter().zip(shedding::share_out(&lengths, bytes)) {
+                let many = many.min(u64::from(limit).saturating_sub(ids.len() as u64));
+                if many == 0 || enough >= bytes {
+                    continue;
+                }
+                let line = on_backend!(self, queue => queue.line(class, device_id, THINNED_MAX))?;
+                let moments: Vec<i64> = line.iter().map(|(_, at, _)| *at).collect();
+                for at in shedding::thin(&moments, many) {
+                    ids.push(line[at].0);
+                    enough += line[at].2.max(0) as u64;
+                }
+            }
+            if !ids.is_empty() {
+                return self.shed(&ids, "thin: the disk was full").await;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn shed(&self, ids: &[Uuid], reason: &str) -> Result<Vec<Record>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        records(on_backend!(self, queue => queue.shed(ids, reason))?)
+    }
+
+    /// Shed with their photo still on disk.
+    pub async fn removable_shed(&self, limit: u32) -> Result<Vec<Record>> {
+        records(on_backend!(self, queue => queue.removable_shed(limit))?)
+    }
+
+    /// Bytes of photos that were shed and are still on disk.
+    pub async fn shed_on_disk_bytes(&self) -> Result<u64> {
+        Ok(on_backend!(self, queue => queue.shed_on_disk_bytes())?.max(0) as u64)
+    }
+
+    /// Deletes up to `limit` tombstones whose photos were removed at least `retain` ago; how many. The books and
+    /// [`Queue::sheds`] keep counting them.
+    pub async fn purge_shed(&self, retain: Duration, limit: u32) -> Result<u64> {
+        on_backend!(self, queue => queue.purge_shed(retain, limit))
+    }
+
+    /// How many devices lost uploads to shedding, and the `limit` that lost most.
+    pub async fn sheds(&self, limit: u32) -> Result<(i64, Vec<Shed>)> {
+        let (devices, most) = on_backend!(self, queue => queue.sheds(limit))?;
+        let shed = |(device_id, uploads, bytes, first, last): (String, i64, i64, i64, i64)| {
+            let device_id = device_id.parse().map_err(Error::Damaged)?;
+            Ok(Shed { device_id, lost: Tally { uploads, bytes }, first_at: UnixMs(first), last_at: UnixMs(last) })
+        };
+        Ok((devices, most.into_iter().map(shed).collect::<Result<_>>()?))
     }
 
     /// Every line that is not empty, by device.

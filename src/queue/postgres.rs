@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next};
+use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease, Pick};
 use crate::allowance::End;
@@ -56,7 +58,7 @@ impl Postgres {
             };
         }
         crash_points::pass(Point::QueueCommit).await?;
-        let ids: Vec<(uuid::Uuid,)> = sqlx::query_as(
+        let ids: Vec<(Uuid,)> = sqlx::query_as(
             "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                  captured_at_ms, priority, metadata, traceparent, received_at_ms)
              SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[],
@@ -80,6 +82,18 @@ impl Postgres {
         .await?;
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
+    }
+
+    /// Sheds those of `ids` that are still queued, in one statement and so in one commit; which they were.
+    pub(super) async fn shed(&self, ids: &[Uuid], reason: &str) -> sqlx::Result<Vec<Row>> {
+        sqlx::query_as(concat!(
+            "UPDATE uploads SET state = 'shed', reason = $2 WHERE id = ANY($1) AND state = 'queued' RETURNING ",
+            columns!()
+        ))
+        .bind(ids)
+        .bind(reason)
+        .fetch_all(&self.write)
+        .await
     }
 }
 
@@ -109,3 +123,5 @@ claims!(
         ORDER BY received_at_ms, id LIMIT $1
     ) AS u"
 );
+
+sheds!(Postgres, now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)", by_age = "", by_line = "");

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next};
+use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease, Pick};
 use crate::allowance::End;
@@ -84,6 +86,25 @@ impl Sqlite {
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(new)
     }
+
+    /// Sheds those of `ids` that are still queued, in one transaction; which they were.
+    pub(super) async fn shed(&self, ids: &[Uuid], reason: &str) -> sqlx::Result<Vec<Row>> {
+        let mut shed = Vec::with_capacity(ids.len());
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for id in ids {
+            let row = sqlx::query_as(concat!(
+                "UPDATE uploads SET state = 'shed', reason = $2 WHERE id = $1 AND state = 'queued' RETURNING ",
+                columns!()
+            ))
+            .bind(id)
+            .bind(reason)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            shed.extend(row);
+        }
+        transaction.commit().await?;
+        Ok(shed)
+    }
 }
 
 shared_statements!(Sqlite, now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)", skip_locked = "");
@@ -108,4 +129,11 @@ claims!(
             AND v.not_before_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
         ORDER BY v.received_at_ms, v.id LIMIT $1
     )"
+);
+
+sheds!(
+    Sqlite,
+    now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+    by_age = "INDEXED BY uploads_claim",
+    by_line = "INDEXED BY uploads_line"
 );

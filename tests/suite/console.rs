@@ -25,6 +25,7 @@ async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
         queue: site.queue.clone(),
         spool: site.spool.clone(),
         uplink: site.config.uplink.clone(),
+        when_full: site.config.when_full,
         retain: Duration::ZERO,
         standing: tokio::sync::watch::channel(standing).1,
         drain: Some((Pacer::new(Rate(5_000_000)), watched)),

@@ -19,6 +19,7 @@ mod queue_away;
 mod rate;
 mod replicas;
 mod s3_faults;
+mod shedding;
 mod spool;
 mod stopping;
 mod through_nginx;

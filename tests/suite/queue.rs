@@ -336,7 +336,7 @@ on_both_queues! {
         let mut roll = dice(seed);
         let (mut accepted, mut leases) = (0, Vec::new());
         for step in 0..300 {
-            match roll(10) {
+            match roll(11) {
                 0..=2 => {
                     let size_bytes = 1 + roll(1_000);
                     let device = ["cam-1", "cam-2", "cam-3"][roll(3) as usize];
@@ -371,6 +371,8 @@ on_both_queues! {
                 }
                 7 => drop(queue.reap().await.unwrap()),
                 8 => drop(queue.tend_lines(2).await.unwrap()),
+                9 if roll(2) == 0 => drop(queue.shed_oldest(1 + roll(1_000), 3).await.unwrap()),
+                9 => drop(queue.shed_thin(1 + roll(1_000), 3).await.unwrap()),
                 _ => {
                     let removable = queue.removable(AT_ONCE, 2).await.unwrap();
                     let ids: Vec<UploadId> = removable.iter().map(|r| r.upload.id).collect();
@@ -383,7 +385,92 @@ on_both_queues! {
             assert_eq!(books.accepted().uploads, accepted, "at step {step} of seed {seed}");
             let (lines, counted) = (queue.lines().await.unwrap(), queue.count_lines().await.unwrap());
             assert_eq!(lines, counted, "at step {step} of seed {seed}");
+            let (_, lost) = queue.sheds(10).await.unwrap();
+            let lost = lost.into_iter().fold(Tally::default(), |sum, device| sum + device.lost);
+            assert_eq!(lost, books.shed, "at step {step} of seed {seed}");
         }
+    }
+
+    async fn the_oldest_of_the_lowest_class_are_shed_first(queue: Queue) {
+        let mut second = 0;
+        for priority in [Priority::High, Priority::Low, Priority::Normal] {
+            for device in ["cam-1", "cam-2", "cam-1"] {
+                accept(&queue, Upload { priority, ..upload(device, second) }).await;
+                second += 1;
+            }
+        }
+        let shed = async |bytes, limit| {
+            let mut shed = queue.shed_oldest(bytes, limit).await.unwrap();
+            shed.sort_by_key(|record| record.upload.received_at);
+            assert!(shed.iter().all(|record| record.state == State::Shed && record.reason.is_some()), "{shed:?}");
+            shed.iter().map(|record| record.upload.received_at.0 / 1000).collect::<Vec<_>>()
+        };
+        assert_eq!(shed(0, 10).await, [0; 0]);
+        assert_eq!(shed(1_001, 10).await, [3, 4], "enough to free so many bytes");
+        assert_eq!(shed(3_000, 2).await, [5, 6], "the next class when the lowest has none, and no more than the limit");
+        let on_its_way = queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap().remove(0);
+        assert_eq!(shed(100_000, 10).await, [1, 2, 7, 8], "never what is on its way");
+        assert_eq!(shed(100_000, 10).await, [0; 0]);
+        assert!(queue.finish(&on_its_way).await.unwrap());
+        let books = queue.books().await.unwrap();
+        assert_eq!((books.accepted().uploads, books.shed.uploads, books.uploaded.uploads), (9, 8, 1));
+        let (devices, most) = queue.sheds(1).await.unwrap();
+        assert_eq!((devices, most.len(), most[0].device_id.as_str()), (2, 1, "cam-1"));
+        assert_eq!(most[0].lost, Tally { uploads: 5, bytes: 5_000 });
+        assert!(most[0].first_at.0 > 0 && most[0].first_at <= most[0].last_at);
+    }
+
+    async fn the_longest_lines_are_thinned_evenly_in_time_and_high_priority_last(queue: Queue) {
+        for second in 0..101 {
+            accept(&queue, upload("cam-much", second * 60)).await;
+        }
+        for second in 0..20 {
+            accept(&queue, upload("cam-some", second * 60)).await;
+            accept(&queue, Upload { priority: Priority::High, ..upload("cam-high", second * 60) }).await;
+        }
+        let mut lost = 0;
+        while lost < 61 {
+            let shed = queue.shed_thin((61 - lost) * 1_000, 200).await.unwrap();
+            assert!(!shed.is_empty() && shed.iter().all(|r| r.upload.device_id.as_str() == "cam-much"), "after {lost}");
+            let mut minutes: Vec<i64> = shed.iter().map(|record| record.upload.received_at.0 / 60_000).collect();
+            minutes.sort();
+            assert!(minutes.windows(2).all(|two| two[0] + 1 < two[1]), "no two neighbours in one go: {minutes:?}");
+            lost += shed.len() as u64;
+        }
+        assert_eq!(lost, 61, "no more than enough");
+        let filter = Filter { device_id: Some("cam-much".parse().unwrap()), state: Some(State::Queued) };
+        let left = queue.list(&filter, Cursor::START, 200).await.unwrap();
+        let gaps: Vec<i64> =
+            left.windows(2).map(|two| (two[0].upload.received_at.0 - two[1].upload.received_at.0) / 60_000).collect();
+        assert_eq!(gaps.iter().sum::<i64>(), 100, "the first and the last are still there");
+        assert!(gaps.iter().all(|gap| (1..=4).contains(gap)), "{gaps:?}");
+        // both have forty and twenty now; what goes further goes from the longer
+        let shed = queue.shed_thin(10_000, 200).await.unwrap();
+        assert!(shed.len() == 10 && shed.iter().all(|r| r.upload.device_id.as_str() == "cam-much"), "{}", shed.len());
+        while queue.lines().await.unwrap().iter().any(|line| line.priority == Priority::Normal) {
+            let shed = queue.shed_thin(1_000_000, 200).await.unwrap();
+            assert!(shed.iter().all(|record| record.upload.priority == Priority::Normal), "{shed:?}");
+        }
+        assert_eq!(queue.shed_thin(2_000, 200).await.unwrap().len(), 2);
+        assert_eq!(queue.books().await.unwrap().queued.uploads, 18);
+    }
+
+    async fn a_tombstone_is_purged_once_its_photo_is_gone_and_is_counted_for_good(queue: Queue) {
+        let upload = accept(&queue, upload("cam-1", 1)).await;
+        assert_eq!(queue.shed_oldest(1, 1).await.unwrap().len(), 1);
+        assert_eq!(queue.shed_on_disk_bytes().await.unwrap(), 1_000);
+        assert_eq!(queue.purge_shed(AT_ONCE, 10).await.unwrap(), 0, "its photo is still on disk");
+        assert!(!queue.revive(&upload).await.unwrap(), "what was given up stays given up");
+        let again = queue.accept(upload.clone()).await.unwrap();
+        assert!(!again.new && again.record.state == State::Shed, "{again:?}");
+        assert_eq!(queue.removable_shed(10).await.unwrap().len(), 1);
+        queue.removed(&[upload.id]).await.unwrap();
+        assert_eq!(queue.shed_on_disk_bytes().await.unwrap(), 0);
+        assert_eq!(queue.purge(AT_ONCE, 10).await.unwrap(), 0, "it is none that was uploaded");
+        assert_eq!(queue.purge_shed(LEASE, 10).await.unwrap(), 0, "it is to be retained for a while");
+        assert_eq!(queue.purge_shed(AT_ONCE, 10).await.unwrap(), 1);
+        assert_eq!(queue.books().await.unwrap().shed.uploads, 1);
+        assert_eq!(queue.sheds(5).await.unwrap().1[0].lost.uploads, 1);
     }
 
     async fn devices_take_turns_however_much_one_of_them_sends(queue: Queue) {
