@@ -13,10 +13,10 @@ use crate::pacer::Pacer;
 use crate::queue::Queue;
 
 /// How long the lead holds: what a leader that was killed costs the next.
-const LEAD: Duration = Duration::from_secs(8);
+const LEAD: Duration = Duration::from_secs(7);
 /// The part of it that is relied upon without a renewal.
-const RELIED_UPON: Duration = Duration::from_secs(6);
-const RENEW_EVERY: Duration = Duration::from_secs(2);
+const RELIED_UPON: Duration = Duration::from_secs(5);
+const RENEW_EVERY: Duration = Duration::from_millis(1500);
 
 /// What one drain knows of the lead.
 pub struct Leadership {

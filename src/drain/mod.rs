@@ -184,7 +184,13 @@ impl Drain {
             match outage {
                 None => width.look(
                     Instant::now(),
-                    Seen { allowance, paid_bytes: self.pacer.paid_bytes(), waiting: self.pacer.waiting(), backlog },
+                    Seen {
+                        allowance,
+                        paid_bytes: self.pacer.paid_bytes(),
+                        arrived_bytes: self.pacer.arrived_bytes(),
+                        waiting: self.pacer.waiting(),
+                        backlog,
+                    },
                 ),
                 Some(_) => width.forget(),
             }

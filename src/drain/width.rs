@@ -1,8 +1,8 @@
 //! How many uploads are on their way at once: as many as fill the allowance, and no more.
 //!
-//! Always: widened only while the allowance is not filled although more waits to leave, and kept only if more then leaves;
-//! a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections. Never:
-//! beyond a fixed number, or below one that keeps a quick store busy.
+//! Always: widened only while the allowance is not filled although more waits to leave, and kept only if more then arrives;
+//! a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections, which would
+//! send more and bring less. Never: beyond a fixed number, or below one that keeps a quick store busy.
 
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub struct Width {
     uploads: usize,
     began: Option<Instant>,
     paid_bytes: u64,
+    arrived_bytes: u64,
     /// Looks, and how many waited for the pacer at all of them.
     looks: u32,
     waiting: usize,
@@ -41,7 +42,7 @@ pub struct Width {
     rests_until: Option<Instant>,
 }
 
-/// A width that was widened, and what left before.
+/// A width that was widened, and how many bytes arrived a second before.
 #[derive(Debug, Clone, Copy)]
 struct Trial {
     from: usize,
@@ -56,6 +57,8 @@ pub struct Seen {
     pub allowance: Rate,
     /// Paid for since the start.
     pub paid_bytes: u64,
+    /// Arrived since the start, what was sent again counted once.
+    pub arrived_bytes: u64,
     /// How many wait for the pacer.
     pub waiting: usize,
     /// More waits than is on its way.
@@ -68,6 +71,7 @@ impl Default for Width {
             uploads: FIRST,
             began: None,
             paid_bytes: 0,
+            arrived_bytes: 0,
             looks: 0,
             waiting: 0,
             backlog: true,
@@ -89,11 +93,13 @@ impl Width {
         self.looks += 1;
         self.waiting += seen.waiting;
         self.backlog &= seen.backlog;
-        let Some(began) = self.began else { return self.begin(now, seen.paid_bytes) };
+        let Some(began) = self.began else { return self.begin(now, seen) };
         let seconds = (now - began).as_secs_f64();
         if seconds >= PERIOD.as_secs_f64() {
-            self.judge(now, (seen.paid_bytes - self.paid_bytes) as f64 / seconds, seen.allowance);
-            self.begin(now, seen.paid_bytes);
+            let paid = (seen.paid_bytes - self.paid_bytes) as f64 / seconds;
+            let arrived = (seen.arrived_bytes - self.arrived_bytes) as f64 / seconds;
+            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived);
+            self.begin(now, seen);
         }
     }
 
@@ -103,13 +109,13 @@ impl Width {
         self.began = None;
     }
 
-    fn begin(&mut self, now: Instant, paid_bytes: u64) {
-        (self.began, self.paid_bytes) = (Some(now), paid_bytes);
+    fn begin(&mut self, now: Instant, seen: Seen) {
+        (self.began, self.paid_bytes, self.arrived_bytes) = (Some(now), seen.paid_bytes, seen.arrived_bytes);
         (self.looks, self.waiting, self.backlog) = (0, 0, true);
     }
 
-    fn judge(&mut self, now: Instant, rate: f64, allowance: Rate) {
-        let filled = rate >= FILLED * allowance.0 as f64;
+    /// The allowance was `filled` or not, and so many bytes arrived a second.
+    fn judge(&mut self, now: Instant, filled: bool, rate: f64) {
         let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
         match &mut self.trial {
             Some(trial) if !trial.settled => trial.settled = true,
@@ -149,15 +155,24 @@ mod tests {
 
     const ALLOWANCE: Rate = Rate(5_000_000);
 
-    /// The width after some seconds on a way where `rate_of` so many uploads leave so many bytes a second.
+    /// The width after some seconds on a way where, of so many uploads at once, so many bytes a second arrive.
     fn after(seconds: u64, rate_of: impl Fn(usize) -> f64) -> Width {
-        let (mut width, mut paid, start) = (Width::default(), 0.0, Instant::now());
+        let (mut width, mut paid, mut arrived, start) = (Width::default(), 0.0, 0.0, Instant::now());
         for tick in 0..seconds * 10 {
             let rate = rate_of(width.uploads()).min(ALLOWANCE.0 as f64);
-            paid += rate / 10.0;
             let filled = rate >= ALLOWANCE.0 as f64;
+            // what is lost on a link that is full grows with the uploads that share it
+            let lost = if filled { 0.0 } else { width.uploads() as f64 * 20_000.0 };
+            paid += (rate + lost) / 10.0;
+            arrived += rate / 10.0;
             let waiting = if filled { width.uploads() / 2 } else { 0 };
-            let seen = Seen { allowance: ALLOWANCE, paid_bytes: paid as u64, waiting, backlog: true };
+            let seen = Seen {
+                allowance: ALLOWANCE,
+                paid_bytes: paid as u64,
+                arrived_bytes: arrived as u64,
+                waiting,
+                backlog: true,
+            };
             width.look(start + Duration::from_millis(tick * 100), seen);
         }
         width
@@ -187,7 +202,13 @@ mod tests {
     fn it_stays_as_it_is_while_there_is_too_little_to_send() {
         let (mut width, start) = (Width::default(), Instant::now());
         for tick in 0..600 {
-            let seen = Seen { allowance: ALLOWANCE, paid_bytes: tick * 1000, waiting: 0, backlog: false };
+            let seen = Seen {
+                allowance: ALLOWANCE,
+                paid_bytes: tick * 1000,
+                arrived_bytes: tick * 1000,
+                waiting: 0,
+                backlog: false,
+            };
             width.look(start + Duration::from_millis(tick * 100), seen);
         }
         assert_eq!(width.uploads(), FIRST);

@@ -86,9 +86,10 @@ struct Seen {
     written_bytes: u64,
     /// What was paid for it, headers included.
     paid_bytes: u64,
-    /// What was on the wire at the last look.
+    /// What was on the wire, and what of it the other side had acknowledged, at the last look.
     wire_bytes: u64,
-    /// What the other side had acknowledged and sent at the last look.
+    acked_bytes: u64,
+    /// What the other side had acknowledged and sent when it was last settled.
     moved_bytes: u64,
     /// Whose upload it carries.
     turn: Turn,
@@ -201,8 +202,10 @@ impl Meter {
     fn look(&self) -> TcpInfo {
         let mut seen = self.seen();
         let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| TcpInfo::estimated(seen.written_bytes));
-        self.pacer.sent(info.wire_bytes().saturating_sub(seen.wire_bytes));
-        seen.wire_bytes = seen.wire_bytes.max(info.wire_bytes());
+        let (sent_bytes, acked_bytes) = (info.wire_bytes(), info.acked_bytes);
+        self.pacer.count(sent_bytes.saturating_sub(seen.wire_bytes), acked_bytes.saturating_sub(seen.acked_bytes));
+        seen.wire_bytes = seen.wire_bytes.max(sent_bytes);
+        seen.acked_bytes = seen.acked_bytes.max(acked_bytes);
         info
     }
 

@@ -65,6 +65,7 @@ struct Inner {
     debt_bytes: AtomicU64,
     paid_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    arrived_bytes: AtomicU64,
     waiting: AtomicUsize,
     connections: BlockingMutex<Connections>,
 }
@@ -90,6 +91,7 @@ impl Pacer {
                 debt_bytes: AtomicU64::new(0),
                 paid_bytes: AtomicU64::new(0),
                 sent_bytes: AtomicU64::new(0),
+                arrived_bytes: AtomicU64::new(0),
                 waiting: AtomicUsize::new(0),
                 connections: BlockingMutex::default(),
             }),
@@ -126,6 +128,11 @@ impl Pacer {
         self.inner.sent_bytes.load(Ordering::Relaxed)
     }
 
+    /// Payload that the other sides have acknowledged since the start: what is lost and sent again counts once.
+    pub fn arrived_bytes(&self) -> u64 {
+        self.inner.arrived_bytes.load(Ordering::Relaxed)
+    }
+
     /// How many wait to pay: when nobody does, the allowance is not what limits.
     pub fn waiting(&self) -> usize {
         self.inner.waiting.load(Ordering::Relaxed)
@@ -152,8 +159,9 @@ impl Pacer {
         self.inner.debt_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn sent(&self, bytes: u64) {
-        self.inner.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+    fn count(&self, sent_bytes: u64, arrived_bytes: u64) {
+        self.inner.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
+        self.inner.arrived_bytes.fetch_add(arrived_bytes, Ordering::Relaxed);
     }
 
     /// How much of `bytes` of payload makes one slice, in full packets if there is more than one.
