@@ -1,4 +1,4 @@
--- The same table, with the same meaning, as migrations/postgres/0003_control.sql; the comments are there.
+-- The same table, with the same meaning, as migrations/postgres/0004_control.sql; the comments are there.
 CREATE TABLE control (
     kind     TEXT    PRIMARY KEY CHECK (kind IN ('rate', 'pause')),
     amount   TEXT    CHECK ((kind = 'rate') = (amount IS NOT NULL)),

@@ -188,6 +188,7 @@ impl Drain {
                         allowance,
                         paid_bytes: self.pacer.paid_bytes(),
                         arrived_bytes: self.pacer.arrived_bytes(),
+                        resent_bytes: self.pacer.resent_bytes(),
                         waiting: self.pacer.waiting(),
                         backlog,
                     },

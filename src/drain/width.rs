@@ -19,6 +19,10 @@ const PERIOD: Duration = Duration::from_millis(1500);
 const FILLED: f64 = 0.97;
 /// A wider way must bring at least this part of what it is wider by.
 const WORTH: f64 = 0.3;
+/// When so much of what leaves is sent again, the link is full: more uploads at once would lose more.
+const LOSSY: f64 = 0.05;
+/// When it is so much, there are too many already.
+const VERY_LOSSY: f64 = 0.15;
 /// How long a width that did not help is not tried again; it doubles each time.
 const REST_MIN: Duration = Duration::from_secs(30);
 const REST_MAX: Duration = Duration::from_secs(480);
@@ -30,8 +34,8 @@ const WAITING_MAX: f64 = 4.0;
 pub struct Width {
     uploads: usize,
     began: Option<Instant>,
-    paid_bytes: u64,
-    arrived_bytes: u64,
+    /// What was seen when this period began.
+    first: Option<Seen>,
     /// Looks, and how many waited for the pacer at all of them.
     looks: u32,
     waiting: usize,
@@ -59,6 +63,8 @@ pub struct Seen {
     pub paid_bytes: u64,
     /// Arrived since the start, what was sent again counted once.
     pub arrived_bytes: u64,
+    /// Sent again since the start.
+    pub resent_bytes: u64,
     /// How many wait for the pacer.
     pub waiting: usize,
     /// More waits than is on its way.
@@ -70,8 +76,7 @@ impl Default for Width {
         Width {
             uploads: FIRST,
             began: None,
-            paid_bytes: 0,
-            arrived_bytes: 0,
+            first: None,
             looks: 0,
             waiting: 0,
             backlog: true,
@@ -93,12 +98,18 @@ impl Width {
         self.looks += 1;
         self.waiting += seen.waiting;
         self.backlog &= seen.backlog;
-        let Some(began) = self.began else { return self.begin(now, seen) };
+        let (Some(began), Some(first)) = (self.began, self.first) else { return self.begin(now, seen) };
         let seconds = (now - began).as_secs_f64();
         if seconds >= PERIOD.as_secs_f64() {
-            let paid = (seen.paid_bytes - self.paid_bytes) as f64 / seconds;
-            let arrived = (seen.arrived_bytes - self.arrived_bytes) as f64 / seconds;
-            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived);
+            let paid = (seen.paid_bytes - first.paid_bytes) as f64 / seconds;
+            let arrived = (seen.arrived_bytes - first.arrived_bytes) as f64 / seconds;
+            let resent = (seen.resent_bytes - first.resent_bytes) as f64 / seconds;
+            let lost = resent / (arrived + resent).max(1.0);
+            let before = self.uploads;
+            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived, lost);
+            if self.uploads != before {
+                tracing::debug!(uploads = self.uploads, before, paid, arrived, lost, "another width");
+            }
             self.begin(now, seen);
         }
     }
@@ -110,18 +121,18 @@ impl Width {
     }
 
     fn begin(&mut self, now: Instant, seen: Seen) {
-        (self.began, self.paid_bytes, self.arrived_bytes) = (Some(now), seen.paid_bytes, seen.arrived_bytes);
+        (self.began, self.first) = (Some(now), Some(seen));
         (self.looks, self.waiting, self.backlog) = (0, 0, true);
     }
 
-    /// The allowance was `filled` or not, and so many bytes arrived a second.
-    fn judge(&mut self, now: Instant, filled: bool, rate: f64) {
+    /// The allowance was `filled` or not, so many bytes arrived a second, and this part of what left was sent again.
+    fn judge(&mut self, now: Instant, filled: bool, rate: f64, lost: f64) {
         let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
         match &mut self.trial {
             Some(trial) if !trial.settled => trial.settled = true,
             Some(trial) => {
                 let wider_by = self.uploads as f64 / trial.from as f64 - 1.0;
-                let worth = filled || rate >= trial.rate * (1.0 + WORTH * wider_by);
+                let worth = lost < LOSSY && (filled || rate >= trial.rate * (1.0 + WORTH * wider_by));
                 if worth {
                     self.rest = REST_MIN;
                 } else {
@@ -134,6 +145,8 @@ impl Width {
                     self.widen(rate);
                 }
             }
+            None if lost > VERY_LOSSY => self.uploads = (self.uploads - self.uploads.div_ceil(4)).max(MIN),
+            None if lost > LOSSY => {}
             None if filled && waiting > WAITING_MAX => self.uploads = (self.uploads - 1).max(MIN),
             None if filled => {}
             None if self.backlog && self.rests_until.is_none_or(|until| until <= now) => self.widen(rate),
@@ -170,6 +183,7 @@ mod tests {
                 allowance: ALLOWANCE,
                 paid_bytes: paid as u64,
                 arrived_bytes: arrived as u64,
+                resent_bytes: 0,
                 waiting,
                 backlog: true,
             };
@@ -193,6 +207,14 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_loses_what_it_cannot_carry_is_given_less() {
+        let mut width = Width::default();
+        let now = Instant::now();
+        (0..10).for_each(|_| width.judge(now, false, 1_000_000.0, 0.4));
+        assert_eq!(width.uploads(), MIN);
+    }
+
+    #[test]
     fn a_quick_store_needs_few() {
         let quick = |uploads: usize| uploads as f64 * 10_000_000.0;
         assert!((MIN..=FIRST).contains(&after(60, quick).uploads()));
@@ -206,6 +228,7 @@ mod tests {
                 allowance: ALLOWANCE,
                 paid_bytes: tick * 1000,
                 arrived_bytes: tick * 1000,
+                resent_bytes: 0,
                 waiting: 0,
                 backlog: false,
             };

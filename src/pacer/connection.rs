@@ -86,9 +86,8 @@ struct Seen {
     written_bytes: u64,
     /// What was paid for it, headers included.
     paid_bytes: u64,
-    /// What was on the wire, and what of it the other side had acknowledged, at the last look.
-    wire_bytes: u64,
-    acked_bytes: u64,
+    /// The last look, which the pacer has counted.
+    counted: TcpInfo,
     /// What the other side had acknowledged and sent when it was last settled.
     moved_bytes: u64,
     /// Whose upload it carries.
@@ -202,10 +201,12 @@ impl Meter {
     fn look(&self) -> TcpInfo {
         let mut seen = self.seen();
         let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| TcpInfo::estimated(seen.written_bytes));
-        let (sent_bytes, acked_bytes) = (info.wire_bytes(), info.acked_bytes);
-        self.pacer.count(sent_bytes.saturating_sub(seen.wire_bytes), acked_bytes.saturating_sub(seen.acked_bytes));
-        seen.wire_bytes = seen.wire_bytes.max(sent_bytes);
-        seen.acked_bytes = seen.acked_bytes.max(acked_bytes);
+        let past = std::mem::replace(&mut seen.counted, info);
+        self.pacer.count(
+            info.wire_bytes().saturating_sub(past.wire_bytes()),
+            info.acked_bytes.saturating_sub(past.acked_bytes),
+            info.resent_bytes.saturating_sub(past.resent_bytes),
+        );
         info
     }
 

@@ -26,12 +26,18 @@ const UNSENT_BYTES_MAX: libc::c_int = 4096;
 /// before the minutes to which these pauses grow by themselves. From Linux 6.15 on.
 const RESEND_PAUSE_MS_MAX: libc::c_int = 4000;
 const TCP_RTO_MAX_MS: libc::c_int = 44;
+/// Congestion controls that go by loss, the better one first; the last is allowed everywhere. One that goes by the rate at
+/// which bytes arrive (BBR) takes a connection that is handed no more than there is room for to be idle for the most part,
+/// never ends its start, and floods a slow link: twice the bytes left for those that arrived.
+const CONGESTION_CONTROLS: [&[u8]; 2] = [b"cubic", b"reno"];
 
 /// One look at a connection. Counts are since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TcpInfo {
     /// Payload bytes that left, each time they left.
     pub sent_bytes: u64,
+    /// Those that left again, because they were lost.
+    pub resent_bytes: u64,
     /// Payload bytes that were handed over and have not left yet.
     pub unsent_bytes: u64,
     /// Packets that left, acknowledgements included.
@@ -60,6 +66,7 @@ impl TcpInfo {
         let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
         Some(TcpInfo {
             sent_bytes: raw.bytes_sent,
+            resent_bytes: raw.bytes_retrans,
             unsent_bytes: raw.notsent_bytes.into(),
             segments: raw.segs_out.into(),
             acked_bytes: raw.bytes_acked,
@@ -98,11 +105,13 @@ impl TcpInfo {
     }
 }
 
-/// Sets what keeps handed-over bytes from piling up in the kernel, and what brings a connection back soon after a stall.
+/// Sets what keeps handed-over bytes from piling up in the kernel and on the link, and what brings a connection back soon
+/// after a stall.
 pub fn prepare(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
-    let _ = set(tcp, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX);
-    let _ = set(tcp, TCP_RTO_MAX_MS, RESEND_PAUSE_MS_MAX);
+    let _ = set(tcp, libc::TCP_NOTSENT_LOWAT, &UNSENT_BYTES_MAX.to_ne_bytes());
+    let _ = set(tcp, TCP_RTO_MAX_MS, &RESEND_PAUSE_MS_MAX.to_ne_bytes());
+    let _ = CONGESTION_CONTROLS.iter().find(|name| set(tcp, libc::TCP_CONGESTION, name).is_ok());
 }
 
 /// The start of Linux's `struct tcp_info` (`include/uapi/linux/tcp.h`), as of 4.19; later kernels only append.
@@ -177,12 +186,11 @@ fn read(tcp: &TcpStream) -> io::Result<RawTcpInfo> {
     }
 }
 
-fn set(tcp: &TcpStream, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the file descriptor is open as long as `tcp` is borrowed, and the kernel only reads the integer.
+fn set(tcp: &TcpStream, option: libc::c_int, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the file descriptor is open as long as `tcp` is borrowed, and the kernel only reads `value`, by its length.
     let done = unsafe {
-        let from = std::ptr::from_ref(&value).cast();
-        let length = size_of::<libc::c_int>() as libc::socklen_t;
-        libc::setsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, option, from, length)
+        let length = value.len() as libc::socklen_t;
+        libc::setsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, option, value.as_ptr().cast(), length)
     };
     match done {
         0 => Ok(()),
