@@ -33,11 +33,12 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
 use crate::pacer::{Meter, PacedConnection, Pacer, Turn};
 
-/// A connection that was not used for so long is closed: stores and firewalls give up theirs after about as long.
+/// A connection that was not used for so long is not used again: stores and firewalls give up theirs after about as long.
 const IDLE_MAX: Duration = Duration::from_secs(15);
 /// Longest wait for a connection where the SDK does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +63,8 @@ struct Idle {
     sender: SendRequest<SdkBody>,
     meter: Weak<Meter>,
     since: Instant,
+    /// Dropped with the connection: whoever gives a request up must not leave a task behind that goes on sending it.
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl Client {
@@ -109,6 +112,15 @@ impl Client {
             }
         }
         turn.is_theirs();
+        if let Some(proxy) = &intercept
+            && proxy.uri().scheme() != Some(&Scheme::HTTP)
+        {
+            // neither is spoken here, and a password must not go out in the clear
+            let scheme = proxy.uri().scheme_str().unwrap_or("?");
+            return Err(
+                format!("the proxy that the environment names is {scheme}://…; only http:// is supported").into()
+            );
+        }
         let opening = self.open(&to, intercept.map(|proxy| (proxy.uri().clone(), proxy.basic_auth().cloned())), &turn);
         let mut opened = tokio::time::timeout(timeout, opening).await.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {to} within {timeout:?}"))
@@ -141,20 +153,21 @@ impl Client {
         if let Some(meter) = meter.upgrade() {
             meter.carry(turn);
         }
-        let sender = match plain {
+        let (sender, driver) = match plain {
             true => speak(connection).await?,
             false => {
                 let name = to.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
                 speak(TlsConnector::from(tls()?).connect(ServerName::try_from(name)?, connection).await?).await?
             }
         };
-        Ok(Idle { to: to.clone(), sender, meter, since: Instant::now() })
+        Ok(Idle { to: to.clone(), sender, meter, since: Instant::now(), _driver: driver })
     }
 
     /// The connection used last: one that stays warm is worth more than two that cool down.
     fn take_idle(&self, to: &Uri) -> Option<Idle> {
         let mut idle = self.idle();
-        idle.retain(|kept| !kept.sender.is_closed() && kept.since.elapsed() < IDLE_MAX);
+        // one that is not ready still has an answer to bring
+        idle.retain(|kept| !kept.sender.is_closed() && (!kept.sender.is_ready() || kept.since.elapsed() < IDLE_MAX));
         let place = idle.iter().rposition(|kept| kept.to == *to && kept.sender.is_ready())?;
         Some(idle.remove(place))
     }
@@ -169,16 +182,16 @@ impl Client {
 }
 
 /// Begins HTTP on a connection, which is then driven by a task of its own.
-async fn speak<C>(connection: C) -> Result<SendRequest<SdkBody>, Failure>
+async fn speak<C>(connection: C) -> Result<(SendRequest<SdkBody>, AbortOnDropHandle<()>), Failure>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, driver) = handshake(TokioIo::new(connection)).await?;
-    tokio::spawn(async move {
+    let driver = tokio::spawn(async move {
         // its end is seen by whoever waits for an answer
         let _ = driver.await;
     });
-    Ok(sender)
+    Ok((sender, AbortOnDropHandle::new(driver)))
 }
 
 /// Scheme and authority of an address.

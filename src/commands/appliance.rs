@@ -99,7 +99,8 @@ impl Appliance {
 
         let first = steering::standing(&queue, &config.uplink).await;
         let pacer = Pacer::new(config.uplink.rate);
-        pacer.set_allowance(first.in_force.allowance);
+        // until it is heard what operators said
+        pacer.set_allowance(None);
         let (allowance, rule) = (first.in_force.allowance, first.in_force.rule.clone());
         let (steered, standing) = tokio::sync::watch::channel(first);
         let of_the_drain = roles.drain().then(|| pacer.clone());
@@ -108,7 +109,8 @@ impl Appliance {
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
             let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone())
-                .ordered(config.order, config.fresh_share);
+                .ordered(config.order, config.fresh_share)
+                .photos_up_to(config.upload_max.0);
             drain_parts = Some((pacer.clone(), drain.condition()));
             let keeper = Keeper::new(config, spool.clone(), queue.clone()).beside(drain.condition());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());

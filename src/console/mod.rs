@@ -1,6 +1,7 @@
 //! The operator's listener: status, metrics and the rate of the whole site, from any process.
 //!
-//! Always: on an address of its own, apart from the devices'. Never: work of its own for each viewer; all see one snapshot.
+//! Always: on an address of its own, apart from the devices'. Never: work of its own for each viewer of
+//! the status; all see one snapshot.
 
 mod rate;
 mod snapshot;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -46,6 +48,7 @@ pub fn router(
         .route("/livez", get(async || "ok\n"))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(rate::from_no_page))
         .layer(DefaultBodyLimit::max(rate::BODY_BYTES_MAX))
         .with_state(Console { snapshots, queue, uplink, registry })
 }

@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -54,6 +56,17 @@ struct SetPause {
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
+/// Refuses what a browser sends for a page: the console has none that changes anything.
+pub async fn from_no_page(request: Request, next: Next) -> Response {
+    let from_a_page =
+        request.headers().contains_key(header::ORIGIN) || request.headers().contains_key("sec-fetch-site");
+    if from_a_page && !request.method().is_safe() {
+        return Problem::new(Kind::Forbidden, "pages may not change anything here; use `forebay rate` or curl")
+            .into_response();
+    }
+    next.run(request).await
+}
+
 pub async fn show(State(console): State<Console>) -> Answer {
     let control = answered(console.queue.control()).await?;
     Ok(Json(RateStatus::new(&console.uplink, &control, UnixMs::now())))
@@ -92,7 +105,8 @@ pub async fn resume(State(console): State<Console>, headers: HeaderMap, body: Bo
 
 /// The console knows no passwords: who reaches it may use it. A page of another site that is open in an operator's browser
 /// must not: a form or a script there can send POST to any address, but only as text or as a form. For
-/// `application/json`, PUT and DELETE the browser asks the console first whether it may, and gets no yes.
+/// `application/json`, PUT and DELETE the browser asks the console first whether it may, and gets no yes. A page whose name was
+/// made to lead here is not asked, but says in `Origin` that it is a page; see [`from_no_page`].
 fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     if !kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json") {

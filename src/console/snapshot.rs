@@ -228,7 +228,7 @@ impl Sampler {
                 allowance_bytes_per_second: allowance.0,
                 allowance_rule: in_force.rule.to_string(),
                 allowance_until: in_force.until,
-                sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.paid_bytes()),
+                sent_bytes: drain.as_ref().map_or(0, |(pacer, _)| pacer.sent_bytes()),
             },
             books: BooksStatus {
                 accepted: count(latest.accepted()),

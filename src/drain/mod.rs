@@ -42,6 +42,8 @@ use crate::units::Share;
 const STILL_MAX: usize = 8;
 /// Bytes of photos on their way at most, though one always is: they are in memory.
 const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The largest photo, where nothing else is said.
+const PHOTO_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// Uploads claimed at once at most.
 const CLAIM_MAX: usize = 16;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
@@ -62,6 +64,8 @@ pub struct Drain {
     pacer: Pacer,
     owner: String,
     rest: Duration,
+    /// No photo is larger.
+    photo_bytes_max: u64,
     order: Order,
     lanes: Arc<Mutex<Lanes>>,
     suspects: Suspects,
@@ -79,11 +83,17 @@ impl Drain {
             pacer,
             owner,
             rest: attempt::REST,
+            photo_bytes_max: PHOTO_BYTES_MAX,
             order: Order::default(),
             lanes: Arc::new(Mutex::new(Lanes::new(Share::HALF))),
             suspects: Suspects::default(),
             condition: watch::Sender::new(Condition::Standby),
         }
+    }
+
+    /// With photos of so many bytes at most.
+    pub fn photos_up_to(self, bytes: u64) -> Self {
+        Drain { photo_bytes_max: bytes.max(1), ..self }
     }
 
     /// With another rest after an upload's first failure of its own; it doubles with each further one.
@@ -155,6 +165,8 @@ impl Drain {
                     if !underway.is_empty() {
                         let uploads = underway.len();
                         tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue");
+                        // first of all: whoever goes by it must not act beside the new leader
+                        self.condition.send_replace(Condition::Standby);
                         underway.cut_all().await;
                     }
                     note_queue(&queue_outage, led.err());
@@ -197,7 +209,10 @@ impl Drain {
             }
             let free = match outage {
                 None if underway.bytes() >= UNDERWAY_BYTES_MAX => 0,
-                None => width.uploads().saturating_sub(underway.occupying()).min(CLAIM_MAX),
+                None => {
+                    let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
+                    width.uploads().saturating_sub(underway.occupying()).min(CLAIM_MAX).min(room.max(1) as usize)
+                }
                 // one probe at a time, beside those that were on their way already or stand still
                 Some(since) => usize::from(underway.moving_since(since) == 0),
             }
@@ -256,12 +271,13 @@ impl Drain {
 
         self.condition.send_replace(Condition::Stopping);
         let deadline = Instant::now() + grace;
+        let mut looks = tokio::time::interval(LOOK);
         while !underway.is_empty() {
             tokio::select! {
                 _ = underway.next_ended() => continue,
                 () = sleep_until(deadline) => {}
                 // what finishes still pours, so it still needs the lead
-                () = tokio::time::sleep(LOOK) => {
+                _ = looks.tick() => {
                     if matches!(leadership.held().await, Ok(true)) {
                         continue;
                     }

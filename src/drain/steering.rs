@@ -1,6 +1,7 @@
 //! Keeps the pacer at the allowance in force: by the clock, and by what operators said in whichever process.
 //!
-//! Always: a change takes effect within a second, and is logged once; while the queue is away, what was said last holds.
+//! Always: a change takes effect within a second, and is logged once; while the queue is away, what was said last holds, and
+//! nothing leaves before it was heard for the first time.
 //! Never: waits for the queue to look at the clock.
 
 use std::time::Duration;
@@ -19,12 +20,12 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Longer than this, and the queue counts as away.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is in force to begin with: so that a process that comes up in a pause lets nothing out before it has looked.
+/// What is in force to begin with, as far as is known.
 pub async fn standing(queue: &Queue, uplink: &Uplink) -> Standing {
     let control = match timeout(ASK_TIMEOUT, queue.control()).await {
         Ok(Ok(control)) => control,
         _ => {
-            tracing::warn!("the queue does not say what operators set; until it does, the configuration holds");
+            tracing::warn!("the queue does not say what operators set; until it does, nothing leaves");
             Control::default()
         }
     };
@@ -39,7 +40,7 @@ pub async fn steer(
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 ) {
-    let said = watch::Sender::new(standing.borrow().control.clone());
+    let said = watch::Sender::new(None);
     tokio::select! {
         () = listen(&queue, &said) => {}
         () = apply(pacer.as_ref(), &uplink, said.subscribe(), &standing) => {}
@@ -48,10 +49,10 @@ pub async fn steer(
 }
 
 /// Hears from the queue what operators said. A queue that is away is told of by whoever needs it more.
-async fn listen(queue: &Queue, said: &watch::Sender<Control>) {
+async fn listen(queue: &Queue, said: &watch::Sender<Option<Control>>) {
     loop {
         if let Ok(Ok(control)) = timeout(ASK_TIMEOUT, queue.control()).await {
-            said.send_if_modified(|known| std::mem::replace(known, control) != *known);
+            said.send_if_modified(|known| known.replace(control) != *known);
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -60,11 +61,16 @@ async fn listen(queue: &Queue, said: &watch::Sender<Control>) {
 async fn apply(
     pacer: Option<&Pacer>,
     uplink: &Uplink,
-    mut said: watch::Receiver<Control>,
+    mut said: watch::Receiver<Option<Control>>,
     standing: &watch::Sender<Standing>,
 ) {
     loop {
-        let control = said.borrow_and_update().clone();
+        let heard = said.borrow_and_update().clone();
+        let Some(control) = heard else {
+            // it may be a pause; the pacer lets nothing out until that is known
+            let _ = said.changed().await;
+            continue;
+        };
         let in_force = uplink.in_force(UnixMs::now(), &control);
         if let Some(pacer) = pacer.filter(|pacer| pacer.allowance() != in_force.allowance) {
             pacer.set_allowance(in_force.allowance);

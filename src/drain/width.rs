@@ -98,6 +98,9 @@ impl Width {
         self.looks += 1;
         self.waiting += seen.waiting;
         self.backlog &= seen.backlog;
+        if self.first.is_some_and(|first| first.allowance != seen.allowance) {
+            self.forget();
+        }
         let (Some(began), Some(first)) = (self.began, self.first) else { return self.begin(now, seen) };
         let seconds = (now - began).as_secs_f64();
         if seconds >= PERIOD.as_secs_f64() {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     MalformedBody,
     InvalidField,
+    Forbidden,
     NotFound,
     MethodNotAllowed,
     BodyTooSlow,
@@ -37,6 +38,7 @@ impl Kind {
         match self {
             MalformedBody => (StatusCode::BAD_REQUEST, "malformed-body", "The body cannot be read"),
             InvalidField => (StatusCode::BAD_REQUEST, "invalid-field", "A field is missing or not valid"),
+            Forbidden => (StatusCode::FORBIDDEN, "forbidden", "This is not for whoever asks"),
             NotFound => (StatusCode::NOT_FOUND, "not-found", "There is nothing here"),
             MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "This method is not for this path")

@@ -153,6 +153,17 @@ impl Keeper {
         let capacity = space.total_bytes.saturating_sub(space.reserve_bytes);
         let capacity = self.limits.max.map_or(capacity, |max| max.0.min(capacity));
         let mut left = Marks::of(capacity).to_shed(room);
+        // what is in the bucket is given up before what is nowhere else, whatever its retention
+        while left > 0 && self.retain > Duration::ZERO {
+            let retained = self.queue.removable(Duration::ZERO, REMOVE_AT_ONCE).await?;
+            self.remove(&retained).await?;
+            let bytes: u64 = retained.iter().map(|record| record.upload.size_bytes).sum();
+            tracing::debug!(uploads = retained.len(), bytes, "the disk is full: uploaded photos go before their time");
+            if bytes == 0 {
+                break;
+            }
+            left = left.saturating_sub(bytes);
+        }
         let (mut lost, mut devices) = (Tally::default(), BTreeSet::new());
         while left > 0 {
             let shed = match self.when_full {

@@ -104,6 +104,9 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         spool.remove(upload.clone()).await?;
     } else if !new && is_over(&record) {
         // uploaded and removed before, or given up; what was sent again is not needed
+        if record.state == State::Shed {
+            tracing::warn!(upload = %upload.id, "sent again while the queue was away, but it was given up before");
+        }
         spool.remove(upload.clone()).await?;
     }
     crash_points::pass(Point::JournalTakenIn).await.map_err(cut_short)?;

@@ -200,7 +200,11 @@ impl Meter {
 
     fn look(&self) -> TcpInfo {
         let mut seen = self.seen();
-        let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| TcpInfo::estimated(seen.written_bytes));
+        // a connection that was reset says nothing any more, and has sent what it had sent
+        let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| match seen.counted.segments {
+            0 => TcpInfo::estimated(seen.written_bytes),
+            _ => TcpInfo { unsent_bytes: 0, ..seen.counted },
+        });
         let past = std::mem::replace(&mut seen.counted, info);
         self.pacer.count(
             info.wire_bytes().saturating_sub(past.wire_bytes()),
@@ -218,6 +222,17 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         self.settle();
+    }
+}
+
+/// A connection that is given up in the middle must not go on sending: the kernel would bring out what it has in hand, again
+/// and again on a bad link, and nobody would count it.
+impl Drop for PacedConnection {
+    fn drop(&mut self) {
+        let info = self.meter.settle();
+        if info.unsent_bytes > 0 || info.acked_bytes < info.sent_bytes - info.resent_bytes.min(info.sent_bytes) {
+            let _ = rustix::net::sockopt::set_socket_linger(&self.meter.tcp, Some(Duration::ZERO));
+        }
     }
 }
 

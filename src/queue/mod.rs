@@ -31,6 +31,8 @@ use crate::upload::{DeviceId, Priority, State, Upload, UploadId};
 /// The most records of one page.
 pub const PAGE_RECORDS_MAX: u32 = 500;
 
+/// The longest that a claim may look at lines beyond the first: what it has leased already waits to be sent.
+const SECOND_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that any call may take: as long as Postgres itself lets a statement run.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -325,8 +327,11 @@ impl Queue {
         let missing = limit.saturating_sub(claimed.len() as u32);
         if missing > 0 && pick.by_turn() {
             // either few uploads wait, and then few lines do, or whole lines rest: nobody may be hidden behind them
-            let more = on_backend!(self, queue => queue.claim(owner, missing, lease, pick, i64::MAX));
-            match more.and_then(records) {
+            let more = tokio::time::timeout(SECOND_LOOK_TIMEOUT, async {
+                on_backend!(self, queue => queue.claim(owner, missing, lease, pick, i64::MAX))
+            });
+            let late = || Error::Unavailable("the queue did not answer in time".to_owned());
+            match more.await.unwrap_or_else(|_| Err(late())).and_then(records) {
                 Ok(more) => claimed.extend(more),
                 // what was leased above is leased
                 Err(error) if claimed.is_empty() => return Err(error),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use uuid::Uuid;
 
@@ -39,9 +40,16 @@ impl Sqlite {
             // another process, such as `forebay list`, may hold the file for a moment
             .busy_timeout(Duration::from_secs(5))
             .foreign_keys(false)
-            .pragma("journal_size_limit", "67108864");
+            .pragma("journal_size_limit", "67108864")
+            // the log comes back to its start after a megabyte, so that a full disk needs little to be drained
+            .pragma("wal_autocheckpoint", "256");
         let pool = |connections| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(10))
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(10))
+                // a disk that is full ends SQLite's transaction by itself; sqlx then believes in it for ever, and would begin
+                // no other one on this connection
+                .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         Ok(Sqlite { read: pool(4).connect_lazy_with(options.clone()), write: pool(1).connect_lazy_with(options) })
     }

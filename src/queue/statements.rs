@@ -331,11 +331,11 @@ macro_rules! shared_statements {
                     End::After(span) => (None, Some(span.as_millis() as i64)),
                 };
                 sqlx::query(concat!(
-                    "INSERT INTO control (kind, amount, who, since_ms, until_ms) VALUES ($1, $2, $3, ",
+                    // the clock is read once, so that a span is exact
+                    "INSERT INTO control (kind, amount, who, since_ms, until_ms)
+                     SELECT $1, $2, $3, clock.at_ms, COALESCE($4, clock.at_ms + $5) FROM (SELECT ",
                     $now,
-                    ", COALESCE($4, ",
-                    $now,
-                    " + $5))
+                    " AS at_ms) AS clock WHERE true
                      ON CONFLICT (kind) DO UPDATE SET amount = excluded.amount, who = excluded.who,
                          since_ms = excluded.since_ms, until_ms = excluded.until_ms"
                 ))

@@ -137,6 +137,20 @@ async fn in_a_pause_nothing_leaves_and_afterwards_everything_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_a_browser_may_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Program::start("serve", &s3_settings(&nowhere(), "photos"), folder.path()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for request in [client.put(format!("{}/rate", serve.console)), client.delete(format!("{}/rate", serve.console))] {
+        let request = request.header("origin", "http://page.example:8081").header("content-type", "application/json");
+        let answer = request.body(r#"{"rate":"50%"}"#).send().await.unwrap();
+        assert_eq!(answer.status(), 403);
+    }
+    let read = client.get(format!("{}/rate", serve.console)).header("origin", "http://page.example:8081");
+    assert_eq!(read.send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let serve = Program::start("serve", &s3_settings(&nowhere(), "photos"), folder.path()).await;

@@ -80,6 +80,35 @@ async fn everything_is_accepted_and_accounted_for_when_devices_are_thinned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_bucket_already_gives_way_before_anything_is_shed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let s3 = EmbeddedS3::start(&folder.path().join("s3")).await.unwrap();
+    Bucket::at(s3.endpoint(), "photos").create().await.unwrap();
+    let settings = s3_settings(s3.endpoint(), "photos");
+    let policy = [("FOREBAY_SPOOL_MAX", SPOOL_MAX), ("FOREBAY_SPOOL_FULL", "thin"), ("FOREBAY_RETAIN", "1d")];
+    let settings = set(&settings, &policy);
+    let program = Program::start("serve", &settings, &data).await;
+    let fleet = Fleet {
+        url: format!("{}/", program.url),
+        devices: 20,
+        per_minute: 60,
+        seconds: 15,
+        photo_bytes: 20_000,
+        ledger: folder.path().join("devices.ledger"),
+    };
+    fleet.send().await;
+    let acknowledged = fleet.acknowledged() as i64;
+    assert!(acknowledged * 20_000 > 4_000_000, "more than the spool may hold");
+    let shown = eventually("everything to be uploaded", async || {
+        let status = status(&program).await;
+        (uploads(&status, "uploaded") == acknowledged).then_some(status)
+    })
+    .await;
+    assert_eq!(uploads(&shown, "shed"), 0, "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn devices_are_refused_when_nothing_may_be_shed() {
     let folder = tempfile::tempdir().unwrap();
     let nowhere = format!("http://127.0.0.1:{}", free_port());

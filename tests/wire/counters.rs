@@ -145,7 +145,9 @@ impl Trace {
     /// The highest bytes per second of any window of this many seconds. One that is some microseconds too short is taken as
     /// if it were whole: its bytes went out within one that is.
     pub fn highest(&self, seconds: u64) -> f64 {
-        self.windows(seconds).map(|(bytes, took)| bytes / took.max(seconds as f64)).fold(0.0, f64::max)
+        // a trace without a window says nothing, and nothing may pass by it
+        let windows = self.windows(seconds).map(|(bytes, took)| bytes / took.max(seconds as f64));
+        windows.max_by(f64::total_cmp).unwrap_or(f64::INFINITY)
     }
 
     /// When the highest window of this many seconds ended.

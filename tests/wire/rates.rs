@@ -153,7 +153,7 @@ async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) ->
     let half = format!("{}B/s", rate / 2);
     let changed = change_of_rate(&mut site, &sampler, &drain, rate, &half, &whole).await;
     match &changed {
-        None => println!("  a change of the rate: this program knows no PUT /rate; not tried"),
+        None => println!("  a change of the rate was refused"),
         Some((lowered, raised)) => {
             tell("from a change to the half on, of the half", *lowered, allowed / 2.0);
             tell("from a change to the whole on", *raised, allowed);
@@ -167,10 +167,8 @@ async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) ->
     if let Some((lowest, highest)) = seen.ten_seconds {
         verdicts.hold(&of("every 10 s at 98 to 100%"), lowest >= 0.98 * allowed && highest <= allowed);
     }
-    if let Some((lowered, raised)) = changed {
-        let held = lowered <= allowed / 2.0 && raised <= allowed;
-        verdicts.hold(&of("no second above the allowance after a change of it"), held);
-    }
+    let held = changed.is_some_and(|(lowered, raised)| lowered <= allowed / 2.0 && raised <= allowed);
+    verdicts.hold(&of("no second above the allowance after a change of it"), held);
     seen
 }
 
@@ -188,11 +186,15 @@ async fn change_of_rate(
     }
     site.add_backlog(rate * 13).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    change_rate(drain, lower).await;
+    if !change_rate(drain, lower).await {
+        return None;
+    }
     let lowered = Instant::now() + CHANGE;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let raise = Instant::now();
-    change_rate(drain, whole).await;
+    if !change_rate(drain, whole).await {
+        return None;
+    }
     site.all_uploaded(Duration::from_secs(60)).await;
     let trace = sampler.trace();
     Some((trace.between(lowered, raise).highest(1), trace.since(raise).highest(1)))
