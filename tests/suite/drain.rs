@@ -52,7 +52,9 @@ async fn what_leaves_is_paid_for_and_never_above_the_allowance() {
     }
     let photos: u64 = records.iter().map(|r| r.upload.size_bytes).sum();
     let paid = pouring.pacer.paid_bytes();
-    assert!(paid > photos && paid < photos + 30 * 2_000, "{paid} bytes were paid for {photos} bytes of photos");
+    // a header on each small packet, a request's head for each photo, and what a busy machine's kernel sends again
+    let most = photos + photos / 20 + 30 * 3_000;
+    assert!(paid > photos && paid < most, "{paid} bytes were paid for {photos} bytes of photos");
 }
 
 #[tokio::test]
