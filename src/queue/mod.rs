@@ -325,7 +325,10 @@ impl Queue {
         let lines = i64::from(limit);
         let mut claimed = records(on_backend!(self, queue => queue.claim(owner, limit, lease, pick, lines))?)?;
         let missing = limit.saturating_sub(claimed.len() as u32);
-        if missing > 0 && pick.by_turn() {
+        // an empty queue is asked often, and has nobody to hide
+        let anyone_waits =
+            missing > 0 && pick.by_turn() && (!claimed.is_empty() || self.books().await?.queued.uploads > 0);
+        if anyone_waits {
             // either few uploads wait, and then few lines do, or whole lines rest: nobody may be hidden behind them
             let more = tokio::time::timeout(SECOND_LOOK_TIMEOUT, async {
                 on_backend!(self, queue => queue.claim(owner, missing, lease, pick, i64::MAX))
