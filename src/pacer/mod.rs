@@ -47,6 +47,8 @@ const STREAM_PERMILLE: u64 = 991;
 const CELL_TIME_NANOS: u64 = 20_000;
 /// How often all connections are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// The same while nothing leaves.
+const LOOK_IDLE: Duration = Duration::from_millis(200);
 
 /// The budget of one drain. Cheap to clone; all clones share it.
 #[derive(Clone)]
@@ -214,8 +216,11 @@ fn lock<T>(mutex: &BlockingMutex<T>) -> MutexGuard<'_, T> {
 
 /// Settles with every connection from time to time, until there is none.
 async fn look(inner: Weak<Inner>) {
+    let mut sent_bytes = 0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        let before = sent_bytes;
+        sent_bytes = inner.upgrade().map_or(0, |inner| inner.sent_bytes.load(Ordering::Relaxed));
+        tokio::time::sleep(if sent_bytes == before { LOOK_IDLE } else { LOOK }).await;
         let Some(inner) = inner.upgrade() else { return };
         let pacer = Pacer { inner };
         // a meter may be dropped here, which settles too, so not under the lock
