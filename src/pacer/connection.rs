@@ -70,7 +70,7 @@ pub struct PacedConnection {
 struct Paying {
     payload_bytes: u64,
     due_bytes: u64,
-    payment: Pin<Box<dyn Future<Output = ()> + Send>>,
+    payment: Pin<Box<dyn Future<Output = u64> + Send>>,
 }
 
 /// What is known of one connection: by itself, by the pacer that looks at all of them, and by whoever sends over it.
@@ -123,15 +123,21 @@ impl PacedConnection {
                     self.paying.insert(Paying { payload_bytes, due_bytes, payment })
                 }
             };
-            if paying.payment.as_mut().poll(cx).is_pending() {
+            let Poll::Ready(paid_bytes) = paying.payment.as_mut().poll(cx) else {
                 self.meter.seen().turn.is_ours();
                 return Poll::Pending;
-            }
-            let (payload_bytes, due_bytes) = (paying.payload_bytes.min(bytes), paying.due_bytes);
+            };
+            // after a fall of the rate less is paid for than was asked; headers are as many as for all of it at most
+            let unpaid_bytes = paying.due_bytes - paid_bytes;
+            let payload_bytes = paying.payload_bytes.min(bytes).saturating_sub(unpaid_bytes);
             self.paying = None;
+            if payload_bytes == 0 {
+                // not even the headers; what was paid is forfeit
+                continue;
+            }
             match self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes)) {
                 Ok(written) => {
-                    self.meter.wrote(written as u64, due_bytes, written as u64 == payload_bytes);
+                    self.meter.wrote(written as u64, paid_bytes, written as u64 == payload_bytes);
                     return Poll::Ready(Ok(written));
                 }
                 // what was paid for could not leave; it is paid for again when it can, so that no burst can be saved up
@@ -181,6 +187,7 @@ impl Meter {
         // what was paid for and could not leave is forfeit
         seen.paid_bytes = (seen.paid_bytes + due_bytes).min(owed_bytes.max(seen.paid_bytes));
         seen.turn.is_theirs();
+        self.pacer.inner.something_leaves.notify_one();
     }
 
     /// Has the pacer charge what left without having been paid for, and sees whether anything moved.
@@ -230,7 +237,7 @@ impl Drop for Meter {
 impl Drop for PacedConnection {
     fn drop(&mut self) {
         let info = self.meter.settle();
-        if info.unsent_bytes > 0 || info.acked_bytes < info.sent_bytes - info.resent_bytes.min(info.sent_bytes) {
+        if info.is_on_its_way() {
             let _ = rustix::net::sockopt::set_socket_linger(&self.meter.tcp, Some(Duration::ZERO));
         }
     }
@@ -324,6 +331,24 @@ mod tests {
         let (paid, sent) = (pacer.paid_bytes(), pacer.sent_bytes());
         assert!(sent > 1_000_000 + 1_000_000 / 65_483 * 66, "{sent}");
         assert!(paid.abs_diff(sent) < 5_000, "paid {paid}, sent {sent}");
+    }
+
+    #[tokio::test]
+    async fn no_second_of_a_low_rate_holds_a_slice_of_a_high_one() {
+        let pacer = Pacer::new(Rate(25_000_000));
+        let (mut near, mut far) = connected(&pacer).await;
+        pacer.set_allowance(None);
+        let writing = tokio::spawn(async move { near.write_all(&vec![7; 1_000_000]).await });
+        while pacer.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        pacer.set_allowance(Some(Rate(10_000)));
+        let mut taken = [0; 65_536];
+        for _ in 0..5 {
+            let taken = far.read(&mut taken).await.unwrap();
+            assert!((1..=1514).contains(&taken), "{taken} at once, of 10,000 a second");
+        }
+        writing.abort();
     }
 
     #[tokio::test]

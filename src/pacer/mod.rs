@@ -6,7 +6,7 @@
 //! through in one second, so it would have to run slower by all that it may catch up.
 //!
 //! Always: bytes are paid for before they enter a socket, headers and re-sent bytes included; what the kernel sends by itself
-//! is charged within [`LOOK`]. Never: a second above the allowance, or a burst at start, after idling or after a change of
+//! is charged within [`LOOK`], as long as anything is on its way. Never: a second above the allowance, or a burst at start, after idling or after a change of
 //! rate; and no byte once the right to pour has run out, however long the process was held.
 //!
 //! `connection.rs` is the way to pay: a TCP connection that does so by itself. `tcp.rs` is what the kernel knows of one.
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
 
 pub use self::connection::{Meter, PacedConnection, Turn};
@@ -47,7 +47,7 @@ const STREAM_PERMILLE: u64 = 991;
 const CELL_TIME_NANOS: u64 = 20_000;
 /// How often all connections are looked at.
 const LOOK: Duration = Duration::from_millis(20);
-/// The same while nothing leaves.
+/// The same while nothing is on its way: then only the farewells of connections leave.
 const LOOK_IDLE: Duration = Duration::from_millis(200);
 
 /// The budget of one drain. Cheap to clone; all clones share it.
@@ -73,6 +73,8 @@ struct Inner {
     resent_bytes: AtomicU64,
     waiting: AtomicUsize,
     connections: BlockingMutex<Connections>,
+    /// Told with every slice.
+    something_leaves: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl Pacer {
                 resent_bytes: AtomicU64::new(0),
                 waiting: AtomicUsize::new(0),
                 connections: BlockingMutex::default(),
+                something_leaves: Arc::default(),
             }),
         }
     }
@@ -151,8 +154,10 @@ impl Pacer {
         self.inner.waiting.load(Ordering::Relaxed)
     }
 
-    /// Waits until `bytes` may go out. Dropped while waiting, it has paid only for the slices that were due.
-    pub async fn pay(&self, bytes: u64) {
+    /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer when the rate fell
+    /// while it was waited for: no second of a low rate may hold a slice of a high one. Dropped while waiting, it has paid
+    /// only for what left unpaid before.
+    pub async fn pay(&self, bytes: u64) -> u64 {
         let _waits = Waits::new(&self.inner.waiting);
         let mut limiter = self.inner.turn.lock().await;
         limiter.debt_bytes += self.inner.debt_bytes.swap(0, Ordering::Relaxed);
@@ -162,12 +167,9 @@ impl Pacer {
             limiter.debt_bytes -= paid;
             self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
         }
-        let mut left = bytes;
-        while left > 0 {
-            let paid = limiter.pay_slice(left).await;
-            left -= paid;
-            self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
-        }
+        let paid = limiter.pay_slice(bytes).await;
+        self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
+        paid
     }
 
     /// Takes `bytes` into account that left already: in the second in which they left, and for the next who pays.
@@ -201,7 +203,7 @@ impl Pacer {
         let mut connections = self.connections();
         connections.open.push(Arc::downgrade(meter));
         if !std::mem::replace(&mut connections.looked_at, true) {
-            tokio::spawn(look(Arc::downgrade(&self.inner)));
+            tokio::spawn(look(Arc::downgrade(&self.inner), self.inner.something_leaves.clone()));
         }
     }
 
@@ -215,18 +217,21 @@ fn lock<T>(mutex: &BlockingMutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Settles with every connection from time to time, until there is none.
-async fn look(inner: Weak<Inner>) {
-    let mut sent_bytes = 0;
+async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
+    let mut on_its_way = true;
     loop {
-        let before = sent_bytes;
-        sent_bytes = inner.upgrade().map_or(0, |inner| inner.sent_bytes.load(Ordering::Relaxed));
-        tokio::time::sleep(if sent_bytes == before { LOOK_IDLE } else { LOOK }).await;
+        if on_its_way {
+            tokio::time::sleep(LOOK).await;
+        } else {
+            let _ = tokio::time::timeout(LOOK_IDLE, something_leaves.notified()).await;
+        }
         let Some(inner) = inner.upgrade() else { return };
         let pacer = Pacer { inner };
         // a meter may be dropped here, which settles too, so not under the lock
         let open: Vec<Arc<Meter>> = pacer.connections().open.iter().filter_map(Weak::upgrade).collect();
+        on_its_way = false;
         for meter in &open {
-            meter.settle();
+            on_its_way |= meter.settle().is_on_its_way();
         }
         drop(open);
         let mut connections = pacer.connections();
@@ -354,9 +359,14 @@ impl Limiter {
 
     /// Pays for one slice of up to `bytes`, which leaves now; how many.
     async fn pay_slice(&mut self, bytes: u64) -> u64 {
-        let slice = self.stream(bytes).await;
+        let mut slice = self.stream(bytes).await;
         loop {
             self.may_pour().await;
+            if slice > self.plan.slice_bytes {
+                // the rate fell while the window had no room
+                slice = self.stream(bytes).await;
+                continue;
+            }
             let now = Instant::now();
             let earliest = {
                 let mut window = lock(&self.window);
@@ -480,6 +490,26 @@ mod tests {
         }
     }
 
+    async fn pay_all(pacer: &Pacer, bytes: u64) {
+        let mut left = bytes;
+        while left > 0 {
+            left -= pacer.pay(left).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waited_while_the_rate_fell_gets_a_slice_of_the_new_one() {
+        let pacer = Pacer::new(Rate(25_000_000));
+        pacer.set_allowance(None);
+        let payer = pacer.clone();
+        let paying = tokio::spawn(async move { payer.pay(64_000).await });
+        while pacer.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        pacer.set_allowance(Some(Rate(100_000)));
+        assert_eq!(paying.await.unwrap(), SLICE_BYTES_MIN);
+    }
+
     #[tokio::test]
     async fn those_who_wait_are_served_in_turn() {
         let pacer = Pacer::new(Rate(2_000_000));
@@ -528,7 +558,7 @@ mod tests {
     async fn who_waits_for_a_slow_rate_is_served_at_once_when_it_rises() {
         let pacer = Pacer::new(Rate(1));
         let payer = pacer.clone();
-        let paying = tokio::spawn(async move { payer.pay(1000).await });
+        let paying = tokio::spawn(async move { pay_all(&payer, 1000).await });
         while pacer.waiting() == 0 {
             tokio::task::yield_now().await;
         }
@@ -562,7 +592,7 @@ mod tests {
     async fn what_is_paid_is_counted_to_the_byte() {
         let pacer = Pacer::new(Rate(50_000_000));
         for bytes in [1, 511, 70_000, 123_457] {
-            pacer.pay(bytes).await;
+            pay_all(&pacer, bytes).await;
         }
         assert_eq!(pacer.paid_bytes(), 1 + 511 + 70_000 + 123_457);
     }

@@ -89,6 +89,11 @@ impl TcpInfo {
         }
     }
 
+    /// Something was handed over that the other side has not acknowledged yet.
+    pub fn is_on_its_way(&self) -> bool {
+        self.unsent_bytes > 0 || self.acked_bytes < self.sent_bytes.saturating_sub(self.resent_bytes)
+    }
+
     /// Bytes on the wire so far.
     pub fn wire_bytes(&self) -> u64 {
         self.sent_bytes + self.segments * self.header_bytes
