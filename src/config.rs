@@ -475,7 +475,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 /// Empty is the machine's own, which the library finds by TZ and /etc/localtime, and which is UTC where neither says.
 fn zone(text: &str) -> Result<Zone, String> {
     if text.is_empty() {
-        let rules = Some(TimeZone::system()).filter(|rules| !rules.is_unknown()).unwrap_or(TimeZone::UTC);
+        let machines = Some(TimeZone::system()).filter(|rules| !rules.is_unknown());
+        let told = std::env::var("TZ").unwrap_or_default();
+        if machines.is_none() && !told.is_empty() {
+            return Err(format!(
+                "it is not set, and the machine's own, TZ={told}, cannot be read; set it, such as to Europe/Berlin"
+            ));
+        }
+        // a machine that says nothing goes by UTC
+        let rules = machines.unwrap_or(TimeZone::UTC);
         let name = format!("{}, the machine's own", rules.iana_name().unwrap_or("one without a name"));
         return Ok(Zone { rules, name });
     }

@@ -493,13 +493,21 @@ fn remedies(site: &Site, course: &Course) -> Vec<Remedy> {
     if week.iter().all(|(rate, _)| *rate == 0.0) {
         return if site.held { vec![Remedy::Resume] } else { Vec::new() };
     }
+    let pause = week.iter().take_while(|(rate, _)| *rate == 0.0).map(|(_, seconds)| seconds).sum::<f64>();
+    if site.held && course.full_at.is_some_and(|full_ms| full_ms <= pause * 1000.0) {
+        // what is allowed after the pause comes too late
+        return vec![Remedy::Resume];
+    }
     let mut remedies = Vec::new();
     let (link, seconds) = (site.link.0 as f64, week.iter().map(|(_, seconds)| seconds).sum::<f64>());
     let needed = site.arriving.mean() * site.wire_factor;
     // a tenth of a percent is noise
     let percent = needed / link * 100.0 - 0.1;
     let percent = if percent < 10.0 { (percent * 10.0).ceil() / 10.0 } else { percent.ceil() };
-    if percent <= 100.0 {
+    let leaves = week.iter().map(|(rate, seconds)| rate * seconds).sum::<f64>() / seconds.max(1.0);
+    // where all would leave within the week, no other mean of the week helps
+    let grows = needed > leaves;
+    if percent <= 100.0 && grows {
         remedies.push(Remedy::SharePercent(percent));
     }
     // from the hours that have the least, for there the whole link brings the most
@@ -519,10 +527,9 @@ fn remedies(site: &Site, course: &Course) -> Vec<Remedy> {
         // upwards to the minute
         remedies.push(Remedy::WholeLinkSecondsADay((extra / seconds * 1440.0).ceil() * 60.0));
     }
-    let leaves: f64 = coming_week(site).iter().map(|(rate, seconds)| rate * seconds).sum::<f64>() / seconds.max(1.0);
-    if site.arriving.uploads_per_second > 0.0 && needed > 0.0 {
+    if site.arriving.uploads_per_second > 0.0 && needed > 0.0 && grows {
         let photo = site.arriving.bytes_per_second / site.arriving.uploads_per_second;
-        let bytes = photo * (leaves / needed).min(1.0);
+        let bytes = photo * leaves / needed;
         let digits = 10f64.powf(bytes.max(1.0).log10().floor() - 1.0).max(1.0);
         remedies.push(Remedy::PhotoBytes(((bytes / digits).floor() * digits) as u64));
     }

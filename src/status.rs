@@ -252,7 +252,7 @@ impl Condition {
             Condition::Elsewhere => "not in this process".to_owned(),
             Condition::Pouring => "pouring".to_owned(),
             Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
-            Condition::Idle => "idle, nothing to send".to_owned(),
+            Condition::Idle => "idle, nothing may leave now".to_owned(),
             Condition::Paused { reason, since, .. } => format!("PAUSED since {since}: {reason}"),
             Condition::Held { who, .. } => format!("PAUSED by {who}; `forebay resume` ends it"),
             Condition::Stopping => "stopping".to_owned(),

@@ -33,11 +33,11 @@ pub fn run(args: Args) -> Outcome {
         .map(|value| Shown { name: value.setting.variable, value: value.shown(), origin: value.origin.to_string() })
         .collect();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
+        say!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
     } else {
         let width = shown.iter().map(|s| s.value.len()).max().unwrap_or(0).min(60);
         for Shown { name, value, origin } in &shown {
-            println!("{name:<26} {value:<width$}  {origin}");
+            say!("{name:<26} {value:<width$}  {origin}");
         }
     }
     match Config::load(&source) {
@@ -56,11 +56,11 @@ fn uplink_in_words(uplink: &Uplink) {
     let now = UnixMs::now();
     let in_force = uplink.in_force(now, &Control::default());
     let local = jiff::Zoned::new(now.timestamp(), uplink.zone.rules.clone());
-    println!("\nthe site's time zone is {}; there it is {}", uplink.zone.name, local.strftime("%a %Y-%m-%d %H:%M"));
+    say!("\nthe site's time zone is {}; there it is {}", uplink.zone.name, local.strftime("%a %Y-%m-%d %H:%M"));
     if let Some(timetable) = &uplink.timetable {
-        println!("the week:");
-        timetable.week().iter().for_each(|line| println!("  {line}"));
+        say!("the week:");
+        timetable.week().iter().for_each(|line| say!("  {line}"));
     }
     let allowance = in_force.allowance.map(|rate| rate.to_string()).unwrap_or_default();
-    println!("the drain may use {allowance} of the uplink now: {}", in_force.rule);
+    say!("the drain may use {allowance} of the uplink now: {}", in_force.rule);
 }

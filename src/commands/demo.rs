@@ -86,18 +86,20 @@ pub async fn run(args: Args) -> Outcome {
     let url = appliance.ingest_address.map(|address| format!("http://{address}/")).unwrap_or_default();
 
     let fleet_rate = args.devices as f64 * args.per_minute / 60.0 * args.photo_bytes.0 as f64;
-    println!(
+    say!(
         "Forebay demo: {} devices, {} photos a minute each, {} a photo",
-        args.devices, args.per_minute, args.photo_bytes
+        args.devices,
+        args.per_minute,
+        args.photo_bytes
     );
-    println!("  in       {} ({:.1} Mbit/s)", Rate(fleet_rate as u64), fleet_rate * 8.0 / 1e6);
+    say!("  in       {} ({:.1} Mbit/s)", Rate(fleet_rate as u64), fleet_rate * 8.0 / 1e6);
     let in_force = config.uplink.in_force(UnixMs::now(), &Control::default());
     let allowance = in_force.allowance.unwrap_or(config.uplink.rate);
-    println!("  out      {allowance} ({:.1} Mbit/s): {}", allowance.mbit(), in_force.rule);
-    println!("  devices  {url}   (docs at {url}docs/)");
-    println!("  console  http://{}/   (/status, /metrics)", appliance.console_address);
-    println!("  bucket   {}, embedded S3 at {}", data.path.join("s3").join(BUCKET).display(), s3.endpoint().url);
-    println!();
+    say!("  out      {allowance} ({:.1} Mbit/s): {}", allowance.mbit(), in_force.rule);
+    say!("  devices  {url}   (docs at {url}docs/)");
+    say!("  console  http://{}/   (/status, /metrics)", appliance.console_address);
+    say!("  bucket   {}, embedded S3 at {}", data.path.join("s3").join(BUCKET).display(), s3.endpoint().url);
+    say!();
 
     let ledger_path = data.path.join("devices.ledger");
     let ledger = Arc::new(Ledger::create(&ledger_path).map_err(|e| Failure(format!("cannot write the ledger: {e}")))?);
@@ -118,7 +120,7 @@ pub async fn run(args: Args) -> Outcome {
     let drained = watching.await.unwrap_or_default();
     let forecast = appliance.snapshots.borrow().forecast.words.clone();
     if interrupted.is_cancelled() {
-        println!("interrupted; counting what there is");
+        say!("interrupted; counting what there is");
     }
     ran.map_err(Failure)?;
 
@@ -132,12 +134,12 @@ pub async fn run(args: Args) -> Outcome {
         bucket: Some((&bucket, "")),
         ledger: Some(&ledger_path),
     };
-    println!("reading every photo back …");
+    say!("reading every photo back …");
     let report = audit(&subjects, Depth::Bytes, |_| {}).await?;
     queue.close().await;
     let agrees = summary(&report, &drained, &tally, allowance, &forecast);
     if args.keep {
-        println!("kept in {}", data.path.display());
+        say!("kept in {}", data.path.display());
     }
     let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
     Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -152,13 +154,15 @@ struct DataDir {
 impl DataDir {
     fn create(path: &Path, keep: bool) -> Result<DataDir, Failure> {
         let failed = |e: std::io::Error| Failure(format!("cannot make {}: {e}", path.display()));
-        std::fs::create_dir_all(path).map_err(failed)?;
-        if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
-            return Err(Failure(format!(
-                "{} is not empty; remove it, or name another with --data-dir",
-                path.display()
-            )));
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
         }
+        std::fs::create_dir(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Failure(format!("{} exists already; remove it, or name another with --data-dir", path.display()))
+            }
+            _ => failed(error),
+        })?;
         Ok(DataDir { path: path.canonicalize().map_err(failed)?, keep })
     }
 }
@@ -242,43 +246,43 @@ async fn watch(pacer: Pacer, snapshots: tokio::sync::watch::Receiver<Arc<Status>
             print!("\r\x1b[2K{line}");
             let _ = std::io::stdout().flush();
         } else {
-            println!("{line}");
+            say!("{line}");
         }
     }
-    println!();
+    say!();
     drained
 }
 
 /// The last page. True when everything that was acknowledged is accounted for.
 fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: Rate, forecast: &str) -> bool {
     let line = |what: &str, uploads: u64, bytes: u64, how: &str| {
-        println!("  {what:<22}{uploads:>8}  {:>9}   {how}", ByteSize(bytes).to_string());
+        say!("  {what:<22}{uploads:>8}  {:>9}   {how}", ByteSize(bytes).to_string());
     };
-    println!();
+    say!();
     line("acknowledged", report.acknowledged, report.acknowledged_bytes, "by the devices' own ledger");
     line("verified in S3", report.verified, report.verified_bytes, "read back, every digest as it was sent");
     line("still queued", report.waiting, report.waiting_bytes, "on disk, every digest as it was sent");
-    println!("  {:<22}{:>8}", "lost", report.lost);
+    say!("  {:<22}{:>8}", "lost", report.lost);
     if drained.seconds >= 1.0 {
         let rate = drained.bytes as f64 / drained.seconds;
-        println!(
+        say!(
             "  {:<22}{:>6.1} %   {} of {allowance}, while photos waited",
             "of the allowance",
             rate / allowance.0 as f64 * 100.0,
             Rate(rate as u64)
         );
     }
-    println!("  acknowledged in {:.0} ms (median), {:.0} ms (p99)", tally.latency_ms(0.5), tally.latency_ms(0.99));
-    println!("  had it gone on like this: {forecast}");
+    say!("  acknowledged in {:.0} ms (median), {:.0} ms (p99)", tally.latency_ms(0.5), tally.latency_ms(0.99));
+    say!("  had it gone on like this: {forecast}");
     if let Some(trouble) = tally.first_trouble() {
-        println!("  the first trouble a device had: {trouble}");
+        say!("  the first trouble a device had: {trouble}");
     }
-    report.shown.iter().for_each(|text| println!("  DISAGREES: {text}"));
+    report.shown.iter().for_each(|text| say!("  DISAGREES: {text}"));
     let agrees = report.agrees() && report.acknowledged == report.verified + report.waiting + report.journaled;
-    println!();
+    say!();
     match agrees {
-        true => println!("acknowledged = verified + still queued: nothing was lost"),
-        false => println!("acknowledged and verified DO NOT AGREE"),
+        true => say!("acknowledged = verified + still queued: nothing was lost"),
+        false => say!("acknowledged and verified DO NOT AGREE"),
     }
     agrees
 }

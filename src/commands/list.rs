@@ -38,7 +38,7 @@ pub async fn run(args: Args) -> Outcome {
     let filter = Filter { device_id: args.device, state: args.state };
     let (mut after, mut left) = (Cursor::START, args.limit);
     if !args.json {
-        println!("{:<24}  {:<10}  {:<20}  {:>9}  id", "received", "state", "device", "size");
+        say!("{:<24}  {:<10}  {:<20}  {:>9}  id", "received", "state", "device", "size");
     }
     while left > 0 {
         let page = queue.list(&filter, after, left.min(PAGE_RECORDS_MAX)).await?;
@@ -52,11 +52,11 @@ pub async fn run(args: Args) -> Outcome {
                     "upload": &**upload, "state": record.state, "attempts": record.attempt, "failures": record.failures,
                     "reason": record.reason, "uploaded_at": record.uploaded_at, "removed_at": record.removed_at,
                 });
-                println!("{line}");
+                say!("{line}");
             } else {
                 let size = ByteSize(upload.size_bytes).to_string();
                 let reason = record.reason.as_ref().map(|reason| format!("  {reason}")).unwrap_or_default();
-                println!(
+                say!(
                     "{:<24}  {:<10}  {:<20}  {size:>9}  {}{reason}",
                     upload.received_at.to_string(),
                     record.state,

@@ -8,7 +8,7 @@ use crate::queue::Queue;
 pub async fn run(flags: SettingFlags) -> Outcome {
     let queue = Queue::open(&flags.config()?.queue)?;
     let version = queue.migrate().await?;
-    println!("the {} queue's schema is at version {version}", queue.kind());
+    say!("the {} queue's schema is at version {version}", queue.kind());
     queue.close().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,13 @@
 //! The commands of the `forebay` program, one file each, and what they share: flags, the runtime, signals, failures.
 
+/// A line on standard output. Whoever reads it may have had enough, as `head` has; that is no failure.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 mod appliance;
 mod asking;
 mod config;

@@ -17,7 +17,7 @@ use crate::status::RateStatus;
 Examples:
   forebay rate                        what is allowed now, by which rule, and the week
   forebay rate set 100% --for 1h      the whole link for an hour
-  forebay rate set 40Mbit/s --until 2026-11-21T06:00:00Z
+  forebay rate set 40Mbit/s --until 2027-01-31T06:00:00Z
   forebay rate clear                  back to the timetable, or the share"
 )]
 pub struct Args {
@@ -128,8 +128,8 @@ async fn ask(common: Common, method: Method, path: &str, body: Option<Value>) ->
     let config: Config = common.flags.config()?;
     let status: RateStatus = Console::of(&config).send(method, path, body.as_ref()).await?;
     match common.json {
-        true => println!("{}", serde_json::to_string_pretty(&status).unwrap_or_default()),
-        false => println!("{status}"),
+        true => say!("{}", serde_json::to_string_pretty(&status).unwrap_or_default()),
+        false => say!("{status}"),
     }
     Ok(ExitCode::SUCCESS)
 }

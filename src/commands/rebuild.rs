@@ -21,8 +21,6 @@ pub async fn run(flags: SettingFlags) -> Outcome {
     };
     let Adoption { photos, adopted, damaged } = adopt(&spool, &queue, None, progress).await?;
     queue.close().await;
-    println!(
-        "{photos} photos on disk, {adopted} of them were not in the queue and are now, {damaged} files are damaged"
-    );
+    say!("{photos} photos on disk, {adopted} of them were not in the queue and are now, {damaged} files are damaged");
     Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

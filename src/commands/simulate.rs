@@ -78,7 +78,7 @@ pub async fn run(args: Args) -> Outcome {
     ran.map_err(Failure)?;
 
     let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    println!(
+    say!(
         "{} photos taken, {} acknowledged ({}), {} tries repeated, {} refused, {} unanswered; acknowledged in {:.0} ms (median), {:.0} ms (p99)",
         number(&tally.photos),
         number(&tally.acknowledged),
@@ -90,7 +90,7 @@ pub async fn run(args: Args) -> Outcome {
         tally.latency_ms(0.99),
     );
     if let Some(trouble) = tally.first_trouble() {
-        println!("the first trouble: {trouble}");
+        say!("the first trouble: {trouble}");
     }
     let all = number(&tally.acknowledged) == number(&tally.photos);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -28,8 +28,8 @@ pub async fn run(args: Args) -> Outcome {
     let status: Status = Console::of(&config).get("/status").await?;
     match (args.check, args.json) {
         (true, _) => {}
-        (false, true) => println!("{}", serde_json::to_string_pretty(&status).unwrap_or_default()),
-        (false, false) => println!("{status}"),
+        (false, true) => say!("{}", serde_json::to_string_pretty(&status).unwrap_or_default()),
+        (false, false) => say!("{status}"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -46,7 +46,7 @@ pub async fn run(args: Args) -> Outcome {
     let report = audit(&subjects, depth, |doing| eprintln!("{doing} …")).await?;
     queue.close().await;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
+        say!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
     } else {
         print(&report, args.ledger.is_some());
     }
@@ -55,8 +55,8 @@ pub async fn run(args: Args) -> Outcome {
 
 fn print(report: &Report, with_ledger: bool) {
     let line =
-        |what: &str, uploads: u64, bytes: u64| println!("{what:<28}{uploads:>10}  {:>10}", ByteSize(bytes).to_string());
-    println!("{:<28}{:>10}", "records in the queue", report.records);
+        |what: &str, uploads: u64, bytes: u64| say!("{what:<28}{uploads:>10}  {:>10}", ByteSize(bytes).to_string());
+    say!("{:<28}{:>10}", "records in the queue", report.records);
     line("verified in the bucket", report.verified, report.verified_bytes);
     line("waiting, on disk", report.waiting, report.waiting_bytes);
     for (what, uploads) in [
@@ -65,15 +65,15 @@ fn print(report: &Report, with_ledger: bool) {
         ("shed", report.shed),
         ("other objects", report.other_objects),
     ] {
-        println!("{what:<28}{uploads:>10}");
+        say!("{what:<28}{uploads:>10}");
     }
     if with_ledger {
         line("acknowledged in the ledger", report.acknowledged, report.acknowledged_bytes);
-        println!("{:<28}{:>10}", "  of those lost", report.lost);
+        say!("{:<28}{:>10}", "  of those lost", report.lost);
     }
-    report.shown.iter().for_each(|text| println!("  {text}"));
+    report.shown.iter().for_each(|text| say!("  {text}"));
     match report.disagreements {
-        0 => println!("everything agrees"),
-        n => println!("{n} disagreement{}", if n == 1 { "" } else { "s" }),
+        0 => say!("everything agrees"),
+        n => say!("{n} disagreement{}", if n == 1 { "" } else { "s" }),
     }
 }

@@ -104,12 +104,15 @@ pub async fn resume(State(console): State<Console>, headers: HeaderMap, body: Bo
 }
 
 /// The console knows no passwords: who reaches it may use it. A page of another site that is open in an operator's browser
-/// must not: a form or a script there can send POST to any address, but only as text or as a form. For
+/// must not: a form or a script there can send POST to any address, but only as text, as a form, or without a body. For
 /// `application/json`, PUT and DELETE the browser asks the console first whether it may, and gets no yes. A page whose name was
 /// made to lead here is not asked, but says in `Origin` that it is a page; see [`from_no_page`].
 fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
-    if !kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json") {
+    let said = headers.get(header::CONTENT_TYPE);
+    let kind = said.and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    // without a body there is nothing to say of it; a page of another site would say `Origin`
+    let nothing = said.is_none() && body.as_ref().is_ok_and(|body| body.is_empty());
+    if !nothing && !kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json") {
         let detail = format!("expected a body with Content-Type: application/json, found {kind:?}");
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
@@ -128,7 +131,7 @@ fn out_of_range(field: &str, wrong: impl std::fmt::Display) -> Problem {
 }
 
 fn end(span: Option<String>, until: Option<String>) -> Result<End, Problem> {
-    let limits = "expected more than no time at all and 30d at most";
+    let limits = "expected 30d at most from now, and in the future";
     match (span, until) {
         (None, None) => Ok(End::Never),
         (Some(_), Some(_)) => Err(out_of_range("until", "expected for or until, found both")),
@@ -141,7 +144,7 @@ fn end(span: Option<String>, until: Option<String>) -> Result<End, Problem> {
             let at: UnixMs = text.parse().map_err(|wrong| out_of_range("until", wrong))?;
             match at.since(UnixMs::now()) {
                 left if left > Duration::ZERO && left <= SPAN_MAX => Ok(End::At(at)),
-                _ => Err(out_of_range("until", format!("{limits} from now, found {text:?}"))),
+                _ => Err(out_of_range("until", format!("{limits}, found {text:?}"))),
             }
         }
     }

@@ -42,7 +42,7 @@ async fn a_demo_does_not_touch_a_folder_that_holds_something() {
     std::fs::write(precious.join("precious"), "data").unwrap();
     let done = run(&["demo", "--devices", "1", "--for", "1s"], &[], folder.path()).await;
     assert!(!done.status.success());
-    assert!(text(&done.stderr).contains("is not empty"), "{}", text(&done.stderr));
+    assert!(text(&done.stderr).contains("exists already"), "{}", text(&done.stderr));
     assert!(precious.join("precious").exists());
 }
 

@@ -162,7 +162,7 @@ async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
         (json!({ "rate": "fast" }), "found \"fast\""),
         (json!({ "rate": "off" }), "write 100%"),
         (json!({ "rate": "50%", "for": "31d" }), "30d at most"),
-        (json!({ "rate": "50%", "for": "0s" }), "more than no time"),
+        (json!({ "rate": "50%", "for": "0s" }), "in the future"),
         (json!({ "rate": "50%", "for": "soon" }), "found \"soon\""),
         (json!({ "rate": "50%", "until": "2020-01-01T00:00:00Z" }), "from now"),
         (json!({ "rate": "50%", "until": "tomorrow" }), "RFC 3339"),
@@ -188,6 +188,11 @@ async fn what_cannot_be_is_refused_with_what_was_found_and_changes_nothing() {
             assert_eq!(Answer::of(request.send().await.unwrap()).await.status, 415, "{kind}");
         }
     }
+    // as curl sends it; a page would say where it comes from
+    let resumed = client.post(format!("{}/resume", serve.console));
+    assert_eq!(Answer::of(resumed.send().await.unwrap()).await.status, 200);
+    let elsewhere = client.post(format!("{}/resume", serve.console)).header("origin", "http://example.com");
+    assert_eq!(Answer::of(elsewhere.send().await.unwrap()).await.status, 403);
     let long = json!({ "rate": "50%", "who": "x".repeat(5000) });
     let refused = ask("PUT", rate.clone(), Some(long)).await;
     assert_eq!((refused.status, refused.problem()), (413, "too-large"));
