@@ -26,24 +26,13 @@ macro_rules! claims {
 
             // the claim's index is by class and then oldest first, so each class is read backwards for itself
             const CLAIM_NEWEST: &str = concat!(
-                "WITH waiting AS (
-                     SELECT * FROM (SELECT id, priority, received_at_ms FROM uploads ",
-                $by_age,
-                " WHERE state = 'queued' AND priority = 2 AND not_before_ms <= ",
-                $now,
-                " ORDER BY received_at_ms DESC, id DESC LIMIT $1) AS high
-                     UNION ALL
-                     SELECT * FROM (SELECT id, priority, received_at_ms FROM uploads ",
-                $by_age,
-                " WHERE state = 'queued' AND priority = 1 AND not_before_ms <= ",
-                $now,
-                " ORDER BY received_at_ms DESC, id DESC LIMIT $1) AS normal
-                     UNION ALL
-                     SELECT * FROM (SELECT id, priority, received_at_ms FROM uploads ",
-                $by_age,
-                " WHERE state = 'queued' AND priority = 0 AND not_before_ms <= ",
-                $now,
-                " ORDER BY received_at_ms DESC, id DESC LIMIT $1) AS low
+                "WITH waiting AS (",
+                newest_of_class!("2", $by_age, $now),
+                " UNION ALL ",
+                newest_of_class!("1", $by_age, $now),
+                " UNION ALL ",
+                newest_of_class!("0", $by_age, $now),
+                "
                  ), chosen AS (
                      SELECT id FROM waiting ORDER BY priority DESC, received_at_ms DESC, id DESC LIMIT $1
                  ), next AS MATERIALIZED (",
@@ -167,6 +156,23 @@ macro_rules! lease_next {
     };
 }
 pub(super) use lease_next;
+
+/// The newest `$1` uploads of one priority class.
+macro_rules! newest_of_class {
+    ($priority:literal, $by_age:literal, $now:literal) => {
+        concat!(
+            "SELECT * FROM (SELECT id, priority, received_at_ms FROM uploads ",
+            $by_age,
+            " WHERE state = 'queued' AND priority = ",
+            $priority,
+            " AND not_before_ms <= ",
+            $now,
+            " ORDER BY received_at_ms DESC, id DESC LIMIT $1) AS class_",
+            $priority
+        )
+    };
+}
+pub(super) use newest_of_class;
 
 /// Of the `$4` lines whose turn is next the first `$1` uploads, each at its line's turn plus the bytes that leave that line
 /// before it.

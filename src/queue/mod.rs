@@ -9,6 +9,7 @@
 
 mod claims;
 mod group_commit;
+mod migrations;
 mod postgres;
 mod sheds;
 mod sqlite;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use uuid::Uuid;
 
-use super::claims::{by_turn, claims, lease_next};
+use super::claims::{by_turn, claims, lease_next, newest_of_class};
+use super::migrations;
 use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease, Pick};
@@ -45,7 +46,7 @@ impl Postgres {
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
-        let migrator = sqlx::migrate!("migrations/postgres");
+        let migrator = migrations::postgres();
         migrator.run(&self.write).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }

@@ -11,7 +11,8 @@ use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use uuid::Uuid;
 
-use super::claims::{by_turn, claims, lease_next};
+use super::claims::{by_turn, claims, lease_next, newest_of_class};
+use super::migrations;
 use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease, Pick};
@@ -55,7 +56,7 @@ impl Sqlite {
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
-        let migrator = sqlx::migrate!("migrations/sqlite");
+        let migrator = migrations::sqlite();
         migrator.run(&self.write).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }

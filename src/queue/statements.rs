@@ -4,6 +4,9 @@
 
 use std::sync::Arc;
 
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::Record;
@@ -11,28 +14,47 @@ use crate::error::Error;
 use crate::units::UnixMs;
 use crate::upload::{Priority, Upload, UploadId};
 
-/// A record as both databases give it.
-#[derive(sqlx::FromRow)]
-pub(super) struct Row {
-    id: Uuid,
-    device_id: String,
-    upload_id: Option<String>,
-    object_key: String,
-    size_bytes: i64,
-    sha256: String,
-    content_type: String,
-    filename: Option<String>,
-    captured_at_ms: Option<i64>,
-    priority: i16,
-    metadata: Option<String>,
-    traceparent: Option<String>,
-    received_at_ms: i64,
-    state: String,
-    attempt: i32,
-    failures: i32,
-    reason: Option<String>,
-    uploaded_at_ms: Option<i64>,
-    removed_at_ms: Option<i64>,
+/// The struct of a row, and how either database's becomes one: by the columns' names.
+macro_rules! row {
+    ($(#[$doc:meta])* struct $name:ident { $($column:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        pub(super) struct $name { $($column: $kind,)* }
+
+        row!(@from PgRow, $name, $($column)*);
+        row!(@from SqliteRow, $name, $($column)*);
+    };
+    (@from $row:ty, $name:ident, $($column:ident)*) => {
+        impl sqlx::FromRow<'_, $row> for $name {
+            fn from_row(row: &$row) -> sqlx::Result<Self> {
+                Ok($name { $($column: row.try_get(stringify!($column))?,)* })
+            }
+        }
+    };
+}
+
+row! {
+    /// A record as both databases give it.
+    struct Row {
+        id: Uuid,
+        device_id: String,
+        upload_id: Option<String>,
+        object_key: String,
+        size_bytes: i64,
+        sha256: String,
+        content_type: String,
+        filename: Option<String>,
+        captured_at_ms: Option<i64>,
+        priority: i16,
+        metadata: Option<String>,
+        traceparent: Option<String>,
+        received_at_ms: i64,
+        state: String,
+        attempt: i32,
+        failures: i32,
+        reason: Option<String>,
+        uploaded_at_ms: Option<i64>,
+        removed_at_ms: Option<i64>,
+    }
 }
 
 impl TryFrom<Row> for Record {

@@ -1,5 +1,7 @@
 //! When the disk is full: devices are refused, or queued photos are given up by the policy that is set, each with a tombstone.
 
+use std::path::Path;
+
 use forebay::bucket::Bucket;
 use forebay::embedded_s3::EmbeddedS3;
 use serde_json::Value;
@@ -19,6 +21,20 @@ fn set(settings: &[(String, String)], more: &[(&str, &str)]) -> Vec<(String, Str
     settings.iter().cloned().chain(more).collect()
 }
 
+/// What a fleet has sent that has half as much again as the spool may hold.
+async fn more_than_fits(program: &Program, folder: &Path) -> Fleet {
+    let fleet = Fleet {
+        url: format!("{}/", program.url),
+        devices: 20,
+        per_minute: 60,
+        seconds: 15,
+        photo_bytes: 20_000,
+        ledger: folder.join("devices.ledger"),
+    };
+    fleet.send().await;
+    fleet
+}
+
 fn uploads(status: &Value, state: &str) -> i64 {
     status["books"][state]["uploads"].as_i64().unwrap()
 }
@@ -35,15 +51,7 @@ async fn everything_is_accepted_and_accounted_for(policy: &str) {
     let nowhere = format!("http://127.0.0.1:{}", free_port());
     let cut_off = set(&settings, &[("AWS_ENDPOINT_URL_S3", &nowhere)]);
     let program = Program::start("serve", &cut_off, &data).await;
-    let fleet = Fleet {
-        url: format!("{}/", program.url),
-        devices: 20,
-        per_minute: 60,
-        seconds: 15,
-        photo_bytes: 20_000,
-        ledger: folder.path().join("devices.ledger"),
-    };
-    fleet.send().await;
+    let fleet = more_than_fits(&program, folder.path()).await;
     let acknowledged = fleet.acknowledged() as i64;
 
     let shown = eventually("the books to say what was shed", async || {
@@ -89,15 +97,7 @@ async fn what_is_in_the_bucket_already_gives_way_before_anything_is_shed() {
     let policy = [("FOREBAY_SPOOL_MAX", SPOOL_MAX), ("FOREBAY_SPOOL_FULL", "thin"), ("FOREBAY_RETAIN", "1d")];
     let settings = set(&settings, &policy);
     let program = Program::start("serve", &settings, &data).await;
-    let fleet = Fleet {
-        url: format!("{}/", program.url),
-        devices: 20,
-        per_minute: 60,
-        seconds: 15,
-        photo_bytes: 20_000,
-        ledger: folder.path().join("devices.ledger"),
-    };
-    fleet.send().await;
+    let fleet = more_than_fits(&program, folder.path()).await;
     let acknowledged = fleet.acknowledged() as i64;
     assert!(acknowledged * 20_000 > 4_000_000, "more than the spool may hold");
     let shown = eventually("everything to be uploaded", async || {
