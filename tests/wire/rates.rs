@@ -1,19 +1,15 @@
 //! What leaves at an allowance, while there is a backlog, after a start, after idling and after a change of the rate; and
 //! beside it what rclone makes of the same rate with the same photos over the same link.
 
-use std::collections::BTreeMap;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-use forebay::fleet::photo::Camera;
-use tempfile::TempDir;
 
 use crate::counters::{Sampler, Trace};
 use crate::link::Veth;
 use crate::namespace::{Namespace, cpu_ms};
-use crate::rig::{Far, PHOTO_BYTES, Site, allowing, change_rate};
-use crate::support::process::{find_program, guarded, start};
+use crate::rig::{Far, change_rate};
+use crate::support::backlog::{Backlog, PHOTO_BYTES, allowing};
 use crate::support::program::Program;
+use crate::support::rclone::{Rclone, write_files};
 use crate::{Plan, Verdicts, median, percent};
 
 /// Uploads at once, for both.
@@ -83,7 +79,7 @@ pub async fn run(plan: &Plan, far: &Far, verdicts: &mut Verdicts) {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..plan.rounds {
             ours.push(forebay(rate, plan.seconds(40), far, verdicts).await);
-            theirs.push(rclone.measure(rate, plan.seconds(40), far).await);
+            theirs.push(copied_by(&rclone, rate, plan.seconds(40), far).await);
         }
         let each = |of: &[Seen], who: &str| -> Vec<String> {
             let single = of.iter().map(|seen| seen.line(rate, who)).collect();
@@ -93,7 +89,7 @@ pub async fn run(plan: &Plan, far: &Far, verdicts: &mut Verdicts) {
             }
         };
         lines.extend(each(&ours, "forebay"));
-        lines.extend(each(&theirs, &rclone.version));
+        lines.extend(each(&theirs, &format!("{} --bwlimit", rclone.version)));
     }
     println!("\n{HEAD}");
     lines.iter().for_each(|line| println!("{line}"));
@@ -103,7 +99,7 @@ pub async fn run(plan: &Plan, far: &Far, verdicts: &mut Verdicts) {
 pub async fn short(far: &Far, verdicts: &mut Verdicts) {
     let rate = 2_000_000;
     let (_link, sampler, mut site, settings) = made_ready(far).await;
-    site.add_backlog(rate * 5).await;
+    site.add(rate * 5).await;
     let drain = Program::start("drain", &allowing(&settings, rate), &site.data()).await;
     verdicts.hold("the backlog is uploaded", site.all_uploaded(Duration::from_secs(30)).await);
     drop(drain);
@@ -112,10 +108,10 @@ pub async fn short(far: &Far, verdicts: &mut Verdicts) {
     verdicts.hold("no second above the allowance", highest <= rate as f64);
 }
 
-async fn made_ready(far: &Far) -> (Veth, Sampler, Site, Vec<(String, String)>) {
+async fn made_ready(far: &Far) -> (Veth, Sampler, Backlog, Vec<(String, String)>) {
     let link = Veth::new(Namespace::here(), &far.namespace);
     let settings = far.bucket().await;
-    let site = Site::new(None).await;
+    let site = Backlog::new(None).await;
     let sampler = Sampler::start(&Namespace::here(), vec![link.counter()]);
     (link, sampler, site, settings)
 }
@@ -123,7 +119,7 @@ async fn made_ready(far: &Far) -> (Veth, Sampler, Site, Vec<(String, String)>) {
 /// One drain, from its start on.
 async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) -> Seen {
     let (_link, sampler, mut site, settings) = made_ready(far).await;
-    site.add_backlog(rate * seconds).await;
+    site.add(rate * seconds).await;
     let started = Instant::now();
     let drain = Program::start("drain", &allowing(&settings, rate), &site.data()).await;
     let cpu_before = cpu_ms(drain.pid());
@@ -144,7 +140,7 @@ async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) ->
 
     tokio::time::sleep(IDLE).await;
     let idle_until = Instant::now();
-    site.add_backlog(rate * SECOND_BATCH).await;
+    site.add(rate * SECOND_BATCH).await;
     let second = site.all_uploaded(patience).await;
     let after_idling = sampler.trace().since(idle_until).highest(1);
     tell("after idling", after_idling, allowed);
@@ -174,7 +170,7 @@ async fn forebay(rate: u64, seconds: u64, far: &Far, verdicts: &mut Verdicts) ->
 
 /// The highest seconds after the rate was lowered and after it was raised again.
 async fn change_of_rate(
-    site: &mut Site,
+    site: &mut Backlog,
     sampler: &Sampler,
     drain: &Program,
     rate: u64,
@@ -184,7 +180,7 @@ async fn change_of_rate(
     if !change_rate(drain, whole).await {
         return None;
     }
-    site.add_backlog(rate * 13).await;
+    site.add(rate * 13).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     if !change_rate(drain, lower).await {
         return None;
@@ -200,84 +196,32 @@ async fn change_of_rate(
     Some((trace.between(lowered, raise).highest(1), trace.since(raise).highest(1)))
 }
 
-/// The other program.
-struct Rclone {
-    program: std::path::PathBuf,
-    version: String,
-}
-
-impl Rclone {
-    fn find() -> Rclone {
-        let program = find_program("rclone", &[concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/rclone/bin")]);
-        let told = std::process::Command::new(&program).arg("version").output().unwrap();
-        let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        Rclone { program, version: format!("{} --bwlimit", told.lines().next().unwrap_or("rclone")) }
-    }
-
-    /// As many photos as files, copied at this rate.
-    async fn measure(&self, rate: u64, seconds: u64, far: &Far) -> Seen {
-        let link = Veth::new(Namespace::here(), &far.namespace);
-        let settings: BTreeMap<String, String> = far.bucket().await.into_iter().collect();
-        let folder = tempfile::Builder::new().prefix("forebay-wire-").tempdir().unwrap();
-        let photos = (rate * seconds).div_ceil(PHOTO_BYTES);
-        write_files(&folder, photos);
-        let sampler = Sampler::start(&Namespace::here(), vec![link.counter()]);
-        let started = Instant::now();
-        let mut command = guarded(&self.program, "KILL", None);
-        // in bytes, as its own units are powers of 1024; whatever is not said is as it comes
-        command.args(["copy", "--config=", "--s3-no-check-bucket", &format!("--bwlimit={rate}B")]);
-        command.arg(format!("--transfers={TRANSFERS}"));
-        command.arg(folder.path()).arg(format!("far:{}/", settings["FOREBAY_S3_BUCKET"]));
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        for (name, text) in [
-            ("TYPE", "s3"),
-            ("PROVIDER", "Other"),
-            ("ENDPOINT", &settings["AWS_ENDPOINT_URL_S3"]),
-            ("ACCESS_KEY_ID", &settings["AWS_ACCESS_KEY_ID"]),
-            ("SECRET_ACCESS_KEY", &settings["AWS_SECRET_ACCESS_KEY"]),
-            ("REGION", "us-east-1"),
-        ] {
-            command.env(format!("RCLONE_CONFIG_FAR_{name}"), text);
+/// As many photos as files, copied at this rate.
+async fn copied_by(rclone: &Rclone, rate: u64, seconds: u64, far: &Far) -> Seen {
+    let link = Veth::new(Namespace::here(), &far.namespace);
+    let settings = far.bucket().await;
+    let folder = tempfile::Builder::new().prefix("forebay-wire-").tempdir().unwrap();
+    let photos = (rate * seconds).div_ceil(PHOTO_BYTES);
+    write_files(folder.path(), photos);
+    let sampler = Sampler::start(&Namespace::here(), vec![link.counter()]);
+    let started = Instant::now();
+    let mut copy = rclone.copy(folder.path(), &settings, TRANSFERS, Some(rate));
+    let mut cpu = 0.0;
+    let copied = loop {
+        // what it has used is known only while it runs
+        cpu = f64::max(cpu, cpu_ms(copy.pid()));
+        if let Some(copied) = copy.ended() {
+            break copied;
         }
-        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
-            command.env_remove(proxy);
-        }
-        let mut copy = Ended(start(command));
-        let mut cpu = 0.0;
-        let copied = loop {
-            // what it has used is known only while it runs
-            cpu = f64::max(cpu, cpu_ms(copy.0.id()));
-            if let Some(status) = copy.0.try_wait().unwrap() {
-                break status.success();
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
-        assert!(copied, "rclone did not copy");
-        let trace = sampler.trace().since(started);
-        // while there is a backlog: until no more is left than can be on its way at once
-        let total = trace.bytes();
-        let began = trace.first_payload().map_or(started, |(from, _)| from);
-        let until = trace.until_bytes(total.saturating_sub(TRANSFERS * PHOTO_BYTES)).unwrap_or(started);
-        let mut seen = Seen::of(&trace.between(began, until), cpu);
-        seen.cpu_ms_per_mb = cpu / (total as f64 / 1e6);
-        seen
-    }
-}
-
-/// Ends its process when dropped.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn write_files(folder: &TempDir, photos: u64) {
-    let camera = Camera::new(PHOTO_BYTES as usize).unwrap();
-    for number in 0..photos as usize {
-        let photo = camera.photo(number, &format!("file {number}"));
-        std::fs::write(folder.path().join(format!("{number}.jpg")), photo).unwrap();
-    }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(copied, "rclone did not copy");
+    let trace = sampler.trace().since(started);
+    // while there is a backlog: until no more is left than can be on its way at once
+    let total = trace.bytes();
+    let began = trace.first_payload().map_or(started, |(from, _)| from);
+    let until = trace.until_bytes(total.saturating_sub(TRANSFERS * PHOTO_BYTES)).unwrap_or(started);
+    let mut seen = Seen::of(&trace.between(began, until), cpu);
+    seen.cpu_ms_per_mb = cpu / (total as f64 / 1e6);
+    seen
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::counters::{Sampler, Trace};
 use crate::link::{Emulated, Shape};
 use crate::namespace::Namespace;
-use crate::rig::{Far, Site, allowing, metric};
+use crate::rig::{Far, metric};
+use crate::support::backlog::{Backlog, PHOTO_BYTES, allowing};
 use crate::support::program::Program;
 use crate::{Plan, Verdicts, percent};
 
@@ -60,7 +61,7 @@ pub async fn run(plan: &Plan, far: &Far, verdicts: &mut Verdicts) {
     verdicts.hold("stall: everything arrives", poured.all_arrived);
     verdicts.hold("stall: pours again within 15 s", again.is_some_and(|again| again <= AGAIN_MAX));
     let excess = poured.wire_bytes() - WASTE_MAX * poured.arrived_bytes as f64;
-    let small = excess <= RESENT_PHOTOS_MAX * crate::rig::PHOTO_BYTES as f64;
+    let small = excess <= RESENT_PHOTOS_MAX * PHOTO_BYTES as f64;
     verdicts.hold("stall: no more sent again than what was on its way", small);
     verdicts.hold("stall: no second above the allowance", poured.trace.highest(1) <= ALLOWANCE as f64);
 }
@@ -120,8 +121,8 @@ impl Poured {
 /// A backlog of so many bytes over such a link, which stands still from `stall_after` on for [`STALL`].
 async fn pour(far: &Far, shape: Shape, bytes: u64, stall_after: Option<Duration>) -> Poured {
     let settings = allowing(&far.bucket_by_a_link_of_its_own().await, ALLOWANCE);
-    let mut site = Site::new(None).await;
-    site.add_backlog(bytes).await;
+    let mut site = Backlog::new(None).await;
+    site.add(bytes).await;
     let link = Emulated::new(&far.namespace, shape);
     let sampler = Sampler::start(&Namespace::here(), vec![link.counter()]);
     let started = Instant::now();

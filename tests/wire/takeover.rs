@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use crate::counters::{Sampler, Trace};
 use crate::link::Veth;
 use crate::namespace::Namespace;
-use crate::rig::{Far, Site, allowing};
+use crate::rig::Far;
+use crate::support::backlog::{Backlog, allowing};
 use crate::support::postgres::Cluster;
 use crate::support::program::Program;
 use crate::{Verdicts, percent};
@@ -42,8 +43,8 @@ pub async fn run(far: &Far, verdicts: &mut Verdicts) {
     .unwrap();
     let mut settings = allowing(&far.bucket_by_a_link_of_its_own().await, RATE);
     settings.push(("FOREBAY_QUEUE_URL".into(), url.clone()));
-    let mut site = Site::new(Some(&url)).await;
-    site.add_backlog(RATE * BACKLOG_SECONDS).await;
+    let mut site = Backlog::new(Some(&url)).await;
+    site.add(RATE * BACKLOG_SECONDS).await;
 
     let (mut drains, mut counters) = (Vec::new(), Vec::new());
     let data = site.data();

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::link::Veth;
 use crate::namespace::Namespace;
-use crate::rig::{Far, allowing, metric};
+use crate::rig::{Far, metric};
+use crate::support::backlog::allowing;
 use crate::support::program::Program;
 use crate::support::{PATIENCE, eventually};
 use crate::{Plan, Verdicts};

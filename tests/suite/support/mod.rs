@@ -1,6 +1,7 @@
 //! What the tests start and ask: servers on free ports, one appliance's parts in process, photos, and waiting.
 
 pub mod agreement;
+pub mod backlog;
 pub mod disk;
 pub mod faulty_s3;
 pub mod fleet;
@@ -10,6 +11,7 @@ pub mod pouring;
 pub mod process;
 pub mod program;
 pub mod proxy;
+pub mod rclone;
 pub mod site;
 pub mod weed;
 
