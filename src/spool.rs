@@ -8,10 +8,9 @@
 //! <data dir>/spool/ballast                  room that is given up when the disk is full, see `ballast.rs`
 //! ```
 //!
-//! A photo file is the photo's bytes as they were sent, then its record as JSON, then a footer of 16 bytes: the record's
-//! length and CRC-32 (both u32, little-endian) and `FOREBAY1`. Image viewers ignore what follows the image. With the
-//! record in the same file there is one file to sync, a photo is never without its record, and the queue can be rebuilt
-//! from here alone.
+//! A photo file is the photo, then its record (`photo_file.rs`). With the record in the same file there is one file to sync, a
+//! photo is never without its record, and the queue can be rebuilt from here alone. A photo that comes slowly is written out
+//! as it comes when memory is short (`unfinished.rs`).
 //!
 //! Always: [`Spool::store`] returns only after write, fdatasync, rename and fsync of the folder, in that order; a name, once
 //! there, is never overwritten; a photo is checked against its digest before it is handed out for upload.
@@ -19,9 +18,11 @@
 //! reported faulty and nothing more is accepted.
 
 mod ballast;
+mod photo_file;
+mod unfinished;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,11 +38,9 @@ use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
-
-const MAGIC: &[u8; 8] = b"FOREBAY1";
-const FOOTER_BYTES: usize = 16;
-/// A record is a few hundred bytes; metadata and names are limited, so this is beyond any that was written here.
-const RECORD_BYTES_MAX: usize = 64 * 1024;
+use self::photo_file::{read_checked, read_record, trailer};
+pub use self::unfinished::Unfinished;
+use self::unfinished::{Part, exchange, rename_without_overwriting};
 
 /// What a photo on its way in takes, to tell whether there is room for any.
 const PHOTO_BYTES_USUAL: u64 = 256 * 1024;
@@ -136,18 +135,35 @@ impl Spool {
     }
 
     /// Makes `photo` and its record durable under the upload's id.
-    pub async fn store(&self, upload: Arc<Upload>, photo: Vec<u8>) -> Result<Stored> {
-        let spool = self.clone();
-        blocking(move || spool.store_now(&upload, &photo)).await
+    pub async fn store(&self, upload: Arc<Upload>, photo: impl Into<Unfinished>) -> Result<Stored> {
+        let (spool, photo) = (self.clone(), photo.into());
+        blocking(move || spool.store_now(&upload, photo)).await
     }
 
-    fn store_now(&self, upload: &Upload, photo: &[u8]) -> Result<Stored> {
+    /// Writes out what of a photo is in memory before all of it is there, so that it takes none.
+    pub async fn write_out(&self, mut photo: Unfinished) -> Result<Unfinished> {
+        let spool = self.clone();
+        blocking(move || {
+            spool.check_ballast(photo.rest.len())?;
+            photo.write_out(&spool.inner.root.join("incoming")).map_err(|error| match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full("the disk is full".to_owned()),
+                _ => Error::unavailable("cannot write a photo that is coming", error),
+            })?;
+            Ok(photo)
+        })
+        .await
+    }
+
+    fn store_now(&self, upload: &Upload, photo: Unfinished) -> Result<Stored> {
         self.check_fault()?;
-        self.check_ballast(photo.len())?;
+        self.check_ballast(photo.rest.len())?;
         let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
         crash_points::pass_blocking(Point::SpoolCreate).map_err(|e| failed("create", e))?;
-        let mut part = Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?;
-        part.file.write_all(photo).map_err(|e| failed("write", e))?;
+        let mut part = match photo.begun {
+            Some(part) => part,
+            None => Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?,
+        };
+        part.file.write_all(&photo.rest).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
         part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.file_sync_error(upload, e))?;
@@ -158,7 +174,7 @@ impl Spool {
             Ok(()) => part.keep(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let held = match read_checked(&path) {
-                    Err(Error::Damaged(why)) => match self.replace(upload, photo, &mut part, &path, &why)? {
+                    Err(Error::Damaged(why)) => match self.replace(upload, &mut part, &path, &why)? {
                         None => {
                             self.sync_folder(upload)?;
                             return Ok(Stored::New);
@@ -181,20 +197,13 @@ impl Spool {
 
     /// Puts a photo that was just written in the place of the same photo that the disk has damaged, in one step, so that
     /// there is always one under the name. Some when the one that is there is not to be replaced.
-    fn replace(
-        &self,
-        upload: &Upload,
-        photo: &[u8],
-        part: &mut Part,
-        path: &Path,
-        why: &str,
-    ) -> Result<Option<Upload>> {
+    fn replace(&self, upload: &Upload, part: &mut Part, path: &Path, why: &str) -> Result<Option<Upload>> {
         let failed = |error: io::Error| self.write_error("replace", upload, error);
         match read_record(path) {
             Ok(held) if held.sha256 != upload.sha256 => return Ok(Some(held)), // another photo; this one is refused
             Ok(_) => {}
             // whose it is cannot be told but by its bytes
-            Err(Error::Damaged(_)) if fs::read(path).is_ok_and(|found| found.starts_with(photo)) => {}
+            Err(Error::Damaged(_)) if holds_photo_of(path, part, upload.size_bytes).map_err(failed)? => {}
             Err(error) => return Err(error),
         }
         exchange(&part.path, path).map_err(failed)?;
@@ -507,109 +516,12 @@ fn shard(id: UploadId) -> usize {
     usize::from(id.0.as_bytes()[15])
 }
 
+/// True when the file at `path` begins with the photo of so many bytes that was just written.
+fn holds_photo_of(path: &Path, part: &Part, size_bytes: u64) -> io::Result<bool> {
+    let photo = part.read_back(size_bytes)?;
+    Ok(fs::read(path).is_ok_and(|found| found.starts_with(&photo)))
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::unavailable("a disk task ended early", e)))
-}
-
-/// A file being written. It is deleted when dropped, unless it was kept.
-struct Part {
-    file: File,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Part {
-    fn create(folder: &Path) -> io::Result<Part> {
-        let path = folder.join(format!("{:032x}.part", rand::random::<u128>()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok(Part { file, path, kept: false })
-    }
-
-    fn keep(&mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// `AlreadyExists` when `to` is taken.
-fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // some network file systems do not know the flag
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
-            done => return done.map_err(io::Error::from),
-        }
-    }
-    fs::hard_link(from, to)?;
-    let _ = fs::remove_file(from); // a second name in incoming/ is swept later
-    Ok(())
-}
-
-/// Each gets the other's name, at once.
-fn exchange(one: &Path, other: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
-}
-
-/// What stands behind the photo in its file: record, length, CRC, magic.
-fn trailer(upload: &Upload) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(upload).unwrap_or_default();
-    let (length, crc) = (bytes.len() as u32, crc32fast::hash(&bytes));
-    bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(MAGIC);
-    bytes
-}
-
-/// The record at the end of a photo file.
-fn read_record(path: &Path) -> Result<Upload> {
-    let damaged = |what: &str| Error::Damaged(format!("{}: {what}", path.display()));
-    let failed = |error: io::Error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
-    let mut file = File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    if size < FOOTER_BYTES as u64 {
-        return Err(damaged("too short to hold a record"));
-    }
-    let mut footer = [0; FOOTER_BYTES];
-    file.seek(SeekFrom::End(-(FOOTER_BYTES as i64))).map_err(failed)?;
-    file.read_exact(&mut footer).map_err(failed)?;
-    let word = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
-    let (length, crc) = (word(0) as usize, word(4));
-    if &footer[8..] != MAGIC || length > RECORD_BYTES_MAX || (length + FOOTER_BYTES) as u64 > size {
-        return Err(damaged("its end is not that of a photo file"));
-    }
-    let mut record = vec![0; length];
-    file.seek(SeekFrom::End(-((FOOTER_BYTES + length) as i64))).map_err(failed)?;
-    file.read_exact(&mut record).map_err(failed)?;
-    if crc32fast::hash(&record) != crc {
-        return Err(damaged("its record does not match its checksum"));
-    }
-    let upload: Upload =
-        serde_json::from_slice(&record).map_err(|e| damaged(&format!("its record cannot be read: {e}")))?;
-    if upload.size_bytes != size - (FOOTER_BYTES + length) as u64 {
-        return Err(damaged("it does not have the size that its record gives"));
-    }
-    Ok(upload)
-}
-
-/// The record at the end of a photo file whose bytes are those of its digest.
-fn read_checked(path: &Path) -> Result<Upload> {
-    let record = read_record(path)?;
-    let failed = |error: io::Error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
-    let mut photo = fs::read(path).map_err(failed)?;
-    photo.truncate(usize::try_from(record.size_bytes).unwrap_or(usize::MAX));
-    let sha256 = Sha256::of(&photo);
-    if sha256 != record.sha256 {
-        return Err(Error::Damaged(format!("its bytes on disk have the digest {sha256}, not {}", record.sha256)));
-    }
-    Ok(record)
 }

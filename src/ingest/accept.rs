@@ -9,12 +9,12 @@ use std::sync::Arc;
 use tracing::{Instrument, Span};
 
 use super::Ingest;
-use super::body::{Fields, Photo};
+use super::body::{Arrived, Fields, Photo};
 use crate::crash_points::{self, Point};
 use crate::error::Error;
 use crate::http::problem::{Kind, Problem};
 use crate::queue::{Accepted, Record};
-use crate::spool::Stored;
+use crate::spool::{Stored, Unfinished};
 use crate::telemetry;
 use crate::units::UnixMs;
 use crate::upload::{
@@ -24,15 +24,16 @@ use crate::upload::{
 
 /// Accepts one photo. The work goes on when the returned future is dropped.
 pub async fn accept(ingest: &Ingest, fields: Fields, photo: Photo) -> Result<Accepted, Problem> {
-    let (photo, sha256, room) = photo.into_parts();
-    let upload = Arc::new(upload(ingest, fields, &photo, sha256)?);
+    let arrived = photo.finish();
+    let upload = Arc::new(upload(ingest, fields, &arrived)?);
+    let Arrived { bytes, room, .. } = arrived;
     let span = Span::current();
     span.record("upload", tracing::field::display(upload.id));
     span.record("device", tracing::field::display(&upload.device_id));
     let ingest = ingest.clone();
     let persisted = tokio::spawn(
         async move {
-            let persisted = persist(&ingest, upload, photo).await;
+            let persisted = persist(&ingest, upload, bytes).await;
             drop(room);
             persisted
         }
@@ -42,7 +43,8 @@ pub async fn accept(ingest: &Ingest, fields: Fields, photo: Photo) -> Result<Acc
 }
 
 /// Checks every field. All that is wrong with one is said in its own words.
-fn upload(ingest: &Ingest, fields: Fields, photo: &[u8], sha256: Sha256) -> Result<Upload, Problem> {
+fn upload(ingest: &Ingest, fields: Fields, photo: &Arrived) -> Result<Upload, Problem> {
+    let sha256 = photo.sha256;
     let invalid = |what: String| Problem::new(Kind::InvalidField, what);
     let device_id = fields.device_id.ok_or_else(|| invalid("device_id is missing".to_owned()))?;
     let device_id = DeviceId::try_from(device_id).map_err(invalid)?;
@@ -78,8 +80,7 @@ fn upload(ingest: &Ingest, fields: Fields, photo: &[u8], sha256: Sha256) -> Resu
     {
         return Err(Problem::new(Kind::NotAnImage, format!("content_type is {claimed:?}; expected image/*")));
     }
-    let head = &photo[..photo.len().min(ImageType::SNIFF_BYTES)];
-    let content_type = ImageType::sniff(head).ok_or_else(|| {
+    let content_type = ImageType::sniff(&photo.head).ok_or_else(|| {
         let known: Vec<&str> = ImageType::ALL.iter().map(|t| t.as_str()).collect();
         Problem::new(Kind::NotAnImage, format!("the bytes are none of {}", known.join(", ")))
     })?;
@@ -94,7 +95,7 @@ fn upload(ingest: &Ingest, fields: Fields, photo: &[u8], sha256: Sha256) -> Resu
         id,
         device_id,
         upload_id,
-        size_bytes: photo.len() as u64,
+        size_bytes: photo.bytes.size_bytes(),
         sha256,
         content_type,
         filename,
@@ -119,7 +120,7 @@ fn text(name: &str, text: Option<String>, bytes_max: usize) -> Result<Option<Str
 }
 
 /// Disk, then queue. When the disk holds this id already, its record is what is queued and answered.
-async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Vec<u8>) -> Result<Accepted, Problem> {
+async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Unfinished) -> Result<Accepted, Problem> {
     let (spooled, stored_now) = match ingest.spool.store(upload.clone(), photo).await.map_err(not_durable)? {
         Stored::New => (upload.clone(), true),
         Stored::Held(held) => (Arc::new(*held), false),

@@ -94,7 +94,7 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         tracing::warn!(upload = %upload.id, device = %upload.device_id, renamed = %id, "two photos have one upload_id; both are kept");
         let photo = spool.read(upload.clone()).await?;
         crash_points::pass(Point::JournalRename).await.map_err(cut_short)?;
-        spool.store(renamed.clone(), photo.into()).await?;
+        spool.store(renamed.clone(), Vec::from(photo)).await?;
         crash_points::pass(Point::JournalRenamed).await.map_err(cut_short)?;
         if is_over(&queue.accept(renamed.clone()).await?.record) {
             // this was begun before, and it was uploaded and removed since, or given up

@@ -532,3 +532,62 @@ async fn readiness_says_that_there_is_no_room_for_a_photo() {
     let ready = Answer::of(site.client.get(format!("{}/readyz", site.url)).send().await.unwrap()).await;
     assert_eq!((ready.status, ready.problem()), (503, "spool-full"), "{ready:?}");
 }
+
+/// Twelve photos of which the first halves are there, more than may wait in memory: they are on disk before they are whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn photos_that_come_slowly_are_on_disk_before_they_are_whole_when_memory_is_short() {
+    let site = Site::start(&[]).await;
+    let photos: Vec<Vec<u8>> = (0..12).map(|n| [photo(n), vec![n as u8; 5_000_000]].concat()).collect();
+    let (go_on, may_go_on) = tokio::sync::watch::channel(false);
+    let sent = photos.iter().map(|photo| {
+        let body = json_upload("cam-1", None, photo).to_string().into_bytes();
+        let halves = [body[..body.len() / 2].to_vec(), body[body.len() / 2..].to_vec()];
+        let may_go_on = may_go_on.clone();
+        let pieces =
+            futures_util::stream::unfold((halves.into_iter(), may_go_on), async |(mut halves, mut may_go_on)| {
+                let half = halves.next()?;
+                if halves.len() == 0 {
+                    may_go_on.wait_for(|go_on| *go_on).await.unwrap();
+                }
+                Some((Ok::<_, std::io::Error>(half), (halves, may_go_on)))
+            });
+        site.post_json(reqwest::Body::wrap_stream(Box::pin(pieces)))
+    });
+    let begun = async {
+        let begun =
+            eventually("photos to be begun on disk", async || Some(site.files().await.1).filter(|n| *n > 0)).await;
+        go_on.send_replace(true);
+        begun
+    };
+    let (answers, begun) = tokio::join!(futures_util::future::join_all(sent), begun);
+    assert!(begun <= 12, "{begun} files for twelve photos");
+    for (photo, answer) in photos.iter().zip(answers) {
+        assert_eq!((answer.status, &answer.body["sha256"]), (201, &Sha256::of(photo).to_string().into()));
+    }
+    for record in site.records().await {
+        site.spool.read(record.upload).await.unwrap();
+    }
+    assert_eq!(site.files().await, (12, 0));
+}
+
+/// What was begun on disk for a device that hangs up is gone with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_hangs_up_leaves_nothing_of_a_photo_that_was_begun_on_disk() {
+    let site = Site::start(&[]).await;
+    let half = |n| {
+        let body = json_upload("cam-1", None, &[photo(n), vec![0; 5_000_000]].concat()).to_string().into_bytes();
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(body[..body.len() / 2].to_vec())]);
+        let pieces = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+        site.post_json(reqwest::Body::wrap_stream(pieces))
+    };
+    let sent = futures_util::future::join_all((0..12).map(half));
+    let begun = eventually("photos to be begun on disk", async || {
+        Some(()).filter(|()| site.spool.incoming_count().unwrap() > 0)
+    });
+    tokio::select! {
+        _ = sent => panic!("half a body was answered"),
+        () = begun => {}
+    }
+    eventually("nothing to be left", async || (site.files().await == (0, 0)).then_some(())).await;
+    nothing_is_kept(&site).await;
+}

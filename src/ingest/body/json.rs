@@ -105,6 +105,11 @@ impl JsonBody {
         Ok(())
     }
 
+    /// Writes out what of the photo is in memory, if there is much and memory is short.
+    pub async fn relieve(&mut self) -> Result<(), Problem> {
+        self.photo.relieve().await
+    }
+
     /// The fields and the photo, once the body is over.
     pub fn finish(mut self) -> Result<(Fields, Photo), Problem> {
         if matches!(self.at, At::Image | At::ImageEscape(_)) {
@@ -275,7 +280,7 @@ mod tests {
         for piece in body.chunks(piece.max(1)) {
             json.push(piece)?;
         }
-        json.finish().map(|(fields, photo)| (fields, photo.into_parts().0))
+        json.finish().map(|(fields, photo)| (fields, photo.finish().bytes.rest().clone()))
     }
 
     fn refusal(body: &str) -> Kind {

@@ -1,7 +1,8 @@
 //! A request's body becomes fields and a photo: three kinds of body, one meaning.
 //!
 //! Always: the photo is decoded once, as it comes, and its digest is taken on the way; a body is given up as soon as it is
-//! known to be too large or too slow. Never: a photo held as text, or more of a body held than the photo and 64 KiB.
+//! known to be too large or too slow; while memory is short, photos that come slowly are written out as they come. Never: a
+//! photo held as text, or more of a body held than the photo and 64 KiB.
 
 mod base64;
 mod json;
@@ -20,10 +21,13 @@ use tokio::time::Instant;
 
 use super::admission::Room;
 use crate::http::problem::{Kind, Problem};
-use crate::upload::{Sha256, Sha256Hasher};
+use crate::spool::Unfinished;
+use crate::upload::{ImageType, Sha256, Sha256Hasher};
 
 /// The most bytes of everything but the photo.
 pub const REST_BYTES_MAX: usize = 64 * 1024;
+/// What of a photo is worth a write of its own when memory is short.
+const WRITE_OUT_BYTES: usize = 32 * 1024;
 /// The longest silence in the middle of a body.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -42,26 +46,37 @@ pub struct Fields {
 
 /// A photo that grows as it comes, with its digest.
 pub struct Photo {
-    bytes: Vec<u8>,
+    bytes: Unfinished,
+    /// By which its kind is told.
+    head: Vec<u8>,
     hasher: Sha256Hasher,
-    hashed: usize,
     bytes_max: usize,
     room: Option<Room>,
+}
+
+/// A photo that is all there.
+pub struct Arrived {
+    pub bytes: Unfinished,
+    /// Its first [`ImageType::SNIFF_BYTES`].
+    pub head: Vec<u8>,
+    pub sha256: Sha256,
+    /// The memory that it takes, to be held as long as it does.
+    pub room: Option<Room>,
 }
 
 impl Photo {
     /// An empty one that may grow to `bytes_max`, as long as there is `room` in memory.
     pub fn new(bytes_max: usize, room: Option<Room>) -> Self {
-        Photo { bytes: Vec::new(), hasher: Sha256Hasher::new(), hashed: 0, bytes_max, room }
+        Photo { bytes: Unfinished::default(), head: Vec::new(), hasher: Sha256Hasher::new(), bytes_max, room }
     }
 
     /// Makes place for a photo of about `bytes`.
     fn reserve(&mut self, bytes: usize) {
-        self.bytes.reserve(bytes.min(self.bytes_max));
+        self.bytes.rest().reserve(bytes.min(self.bytes_max));
     }
 
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.bytes.size_bytes() == 0
     }
 
     /// Lets `write` append to the photo; its error becomes a problem by `explain`.
@@ -70,21 +85,26 @@ impl Photo {
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
         explain: impl FnOnce(E) -> Problem,
     ) -> Result<(), Problem> {
-        write(&mut self.bytes).map_err(explain)?;
-        if self.bytes.len() > self.bytes_max {
+        let rest = self.bytes.rest();
+        let before = rest.len();
+        write(rest).map_err(explain)?;
+        let new = &rest[before..];
+        self.hasher.update(new);
+        let head_lacks = ImageType::SNIFF_BYTES.saturating_sub(self.head.len());
+        self.head.extend_from_slice(&new[..new.len().min(head_lacks)]);
+        let new_bytes = new.len();
+        if self.bytes.size_bytes() > self.bytes_max as u64 {
             return Err(too_large(self.bytes_max));
         }
-        if let Some(room) = &mut self.room {
-            room.grow(self.bytes.len() - self.hashed)?;
+        match &mut self.room {
+            Some(room) => room.grow(new_bytes),
+            None => Ok(()),
         }
-        self.hasher.update(&self.bytes[self.hashed..]);
-        self.hashed = self.bytes.len();
-        Ok(())
     }
 
     /// Appends bytes as they are.
     fn extend(&mut self, piece: &[u8]) -> Result<(), Problem> {
-        if piece.len() > self.bytes_max - self.bytes.len() {
+        if self.bytes.size_bytes() + piece.len() as u64 > self.bytes_max as u64 {
             return Err(too_large(self.bytes_max));
         }
         self.append(
@@ -96,9 +116,20 @@ impl Photo {
         )
     }
 
-    /// The bytes, their digest, and the room they take, to be held as long as they are.
-    pub fn into_parts(self) -> (Vec<u8>, Sha256, Option<Room>) {
-        (self.bytes, self.hasher.finish(), self.room)
+    /// Writes out what of it is in memory, if there is much and memory is short.
+    async fn relieve(&mut self) -> Result<(), Problem> {
+        match &mut self.room {
+            Some(room) if room.is_short() && self.bytes.rest().len() >= WRITE_OUT_BYTES => {
+                self.bytes = room.write_out(std::mem::take(&mut self.bytes)).await?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends it.
+    pub fn finish(self) -> Arrived {
+        Arrived { bytes: self.bytes, head: self.head, sha256: self.hasher.finish(), room: self.room }
     }
 }
 
@@ -215,6 +246,7 @@ pub async fn read(
             let mut json = json::JsonBody::new(photo);
             while let Some(piece) = incoming.next().await? {
                 json.push(&piece)?;
+                json.relieve().await?;
             }
             json.finish()?
         }

@@ -31,6 +31,7 @@ pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> 
             fields.content_type = fields.content_type.or_else(|| part.content_type().map(|t| t.to_string()));
             while let Some(piece) = part.chunk().await.map_err(malformed)? {
                 photo.extend(&piece)?;
+                photo.relieve().await?;
             }
             continue;
         }

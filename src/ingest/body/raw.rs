@@ -17,6 +17,7 @@ pub async fn read(parts: &Parts, incoming: &mut Incoming, mut photo: Photo) -> R
     }
     while let Some(piece) = incoming.next().await? {
         photo.extend(&piece)?;
+        photo.relieve().await?;
     }
     if photo.is_empty() {
         return Err(Problem::new(Kind::MalformedBody, "the body is empty; it must be the photo"));
