@@ -5,7 +5,7 @@
 
 use base64_simd::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-/// Text that holds anything unusual is decoded in blocks of this size, so that one line break does not slow down the rest.
+/// Text that holds anything unusual is looked at in blocks of this size, so that one odd character does not slow down the rest.
 const BLOCK_CHARS: usize = 4 * 256;
 /// `data:image/jpeg;base64,` and its like are never longer.
 const PREFIX_CHARS_MAX: usize = 200;
@@ -18,6 +18,8 @@ pub struct Decoder {
     group: u32,
     group_len: u8,
     padding: u8,
+    /// There was a line break.
+    in_lines: bool,
     /// Characters seen so far, prefix included.
     seen: u64,
 }
@@ -113,30 +115,37 @@ impl Decoder {
     }
 
     fn body(&mut self, mut text: &[u8], photo: &mut Vec<u8>) -> Result<(), Base64Error> {
+        // the usual case: all that came is of one alphabet, but for the padding at its end
+        let mut plain = !self.in_lines;
         while !text.is_empty() {
-            if self.group_len == 0 && self.padding == 0 && text.len() >= 4 {
-                let whole = text.len() / 4 * 4;
-                // the usual case: all that came is of the standard alphabet
-                let decoded = if fast(&text[..whole], photo) {
-                    whole
-                } else {
-                    let block = whole.min(BLOCK_CHARS);
-                    if fast(&text[..block], photo) { block } else { 0 }
-                };
-                if decoded > 0 {
-                    self.seen += decoded as u64;
-                    text = &text[decoded..];
+            let aligned = self.group_len == 0 && self.padding == 0;
+            if aligned {
+                let run = match plain {
+                    true => text.len() - text.iter().rev().take(2).filter(|last| **last == b'=').count(),
+                    // what comes before the next line break
+                    false => {
+                        let block = &text[..text.len().min(BLOCK_CHARS)];
+                        memchr::memchr3(b'\n', b'\r', b' ', block).unwrap_or(block.len())
+                    }
+                } / 4
+                    * 4;
+                if run > 0 && fast(&text[..run], photo) {
+                    self.seen += run as u64;
+                    text = &text[run..];
+                    continue;
+                }
+                // never tried twice, or a long text that is odd at its end would be decoded again and again
+                if std::mem::take(&mut plain) && run > 0 {
                     continue;
                 }
             }
-            // one character at a time until the group is whole again and the oddity is behind
-            let odd = text.len().min(BLOCK_CHARS);
-            let mut done = 0;
-            while done < odd {
-                self.character(text[done], photo)?;
+            // one character at a time until the group is whole again, and what is odd is behind
+            let (mut done, mut behind) = (0, !aligned);
+            for &character in text.iter().take(BLOCK_CHARS) {
+                self.character(character, photo)?;
                 done += 1;
-                let next_is_plain = self.group_len == 0 && is_break(text[done - 1]);
-                if next_is_plain {
+                behind |= is_break(character);
+                if behind && self.group_len == 0 {
                     break;
                 }
             }
@@ -149,6 +158,7 @@ impl Decoder {
         let place = self.seen;
         self.seen += 1;
         if is_break(character) {
+            self.in_lines = true;
             return Ok(());
         }
         if character == b'=' {
