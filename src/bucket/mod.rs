@@ -10,17 +10,20 @@ mod client;
 
 use std::time::Duration;
 
+use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    StalledStreamProtectionConfig,
+    BehaviorVersion, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    RuntimeComponents, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
+use aws_smithy_runtime_api::box_error::BoxError;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
@@ -136,6 +139,7 @@ impl Bucket {
             .checksum_sha256(object.sha256.base64())
             .body(ByteStream::from(object.photo.clone()))
             .customize()
+            .interceptor(SignedDigest(object.sha256))
             .mutate_request(move |request| request.add_extension(turn.clone()))
             .config_override(aws_sdk_s3::config::Builder::new().timeout_config(
                 // a slow link is no failure; whoever sends watches the turn
@@ -240,6 +244,26 @@ impl Bucket {
             Err(error) if status(&error) == Some(409) => Ok(()),
             Err(error) => Err(classify("CREATE BUCKET", error)),
         }
+    }
+}
+
+/// Has the digest signed that was taken at ingest; the SDK would take another one of the whole photo.
+#[derive(Debug)]
+struct SignedDigest(Sha256);
+
+impl Intercept for SignedDigest {
+    fn name(&self) -> &'static str {
+        "SignedDigest"
+    }
+
+    fn modify_before_signing(
+        &self,
+        _: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        config.interceptor_state().store_put(PayloadSigningOverride::Precomputed(self.0.to_string()));
+        Ok(())
     }
 }
 

@@ -1,0 +1,159 @@
+//! Forebay beside its best raw alternatives, in one run on one machine: contestants take turns, several rounds of each, medians
+//! and spread, and the losing cases stay in.
+//!
+//! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long. Load comes from outside, real
+//! HTTP from a program of its own. Nothing is switched off for it, and `verify` must find nothing after it. Writes
+//! `results.json` and `page.html` into `target/bench`.
+
+// the parts that only the suite needs
+#[allow(dead_code)]
+#[path = "../tests/suite/support/mod.rs"]
+mod support;
+
+mod drain;
+mod footprint;
+mod load;
+mod machine;
+mod peers;
+mod report;
+mod throughput;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use forebay::units::{UnixMs, parse_span};
+
+use crate::load::Bodies;
+use crate::machine::Machine;
+use crate::report::Report;
+use crate::support::program::run;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    All,
+    /// Uploads a second, taken in.
+    Throughput,
+    /// Objects a second, let out, and what that costs.
+    Drain,
+    /// Memory and processor time: idle, at the site's rate, with slow devices.
+    Footprint,
+}
+
+impl What {
+    fn read(text: &str) -> Result<What, String> {
+        match text {
+            "all" => Ok(What::All),
+            "throughput" => Ok(What::Throughput),
+            "drain" => Ok(What::Drain),
+            "footprint" => Ok(What::Footprint),
+            other => Err(format!("WHAT is all, throughput, drain or footprint, not {other:?}")),
+        }
+    }
+
+    fn has(self, part: What) -> bool {
+        self == part || self == What::All
+    }
+}
+
+/// What was asked for.
+struct Plan {
+    what: What,
+    rounds: u32,
+    /// Of load, in each round.
+    seconds: u64,
+}
+
+impl Plan {
+    fn read() -> Result<Plan, String> {
+        let asked = |name: &str, default: &str| {
+            std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned())
+        };
+        let rounds = asked("ROUNDS", "5");
+        let span = asked("FOR", "8s");
+        // a bare number is seconds
+        let span = if span.parse::<u32>().is_ok() { format!("{span}s") } else { span };
+        Ok(Plan {
+            what: What::read(&asked("WHAT", "all"))?,
+            rounds: rounds.parse().map_err(|_| format!("ROUNDS is a number, not {rounds:?}"))?,
+            seconds: parse_span(&span).map_err(|error| format!("FOR: {error}"))?.as_secs().max(1),
+        })
+    }
+
+    /// A line of progress.
+    fn tell(&self, round: u32, what: &str) {
+        println!("round {} of {}: {what}", round + 1, self.rounds);
+    }
+}
+
+/// Processor time for one of `uploads`, in milliseconds.
+fn cpu_per(cpu: Duration, uploads: u64) -> f64 {
+    cpu.as_secs_f64() * 1000.0 / uploads.max(1) as f64
+}
+
+/// Lets the disk finish what the last contestant has left to it.
+async fn settle() {
+    let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Makes the queue of these settings.
+async fn migrate(settings: &[(String, String)], folder: &Path) {
+    let done = run(&["migrate"], settings, folder).await;
+    assert!(done.status.success(), "the queue is made: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Holds queue, spool and bucket against each other, which must agree; what `verify` says.
+async fn verified(settings: &[(String, String)], data: &Path) -> serde_json::Value {
+    let data = data.display().to_string();
+    let done = run(&["verify", "--json", "--data-dir", &data], settings, Path::new("/")).await;
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap_or_default();
+    assert!(done.status.success(), "verify finds nothing: {report} {}", String::from_utf8_lossy(&done.stderr));
+    report
+}
+
+async fn measure(plan: &Plan) -> std::io::Result<()> {
+    let mut report = Report { machine: Machine::here(), when: UnixMs::now().to_string(), measured: Vec::new() };
+    report.machine.lines().iter().for_each(|line| println!("{line}"));
+    let bodies = Bodies::new();
+    if plan.what.has(What::Throughput) {
+        throughput::run_all(plan, &bodies, &mut report).await;
+    }
+    if plan.what.has(What::Drain) {
+        drain::run_all(plan, &mut report).await;
+    }
+    if plan.what.has(What::Footprint) {
+        footprint::run_all(plan, &bodies, &mut report).await;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    report.write(&folder)?;
+    println!("\nwritten to {}", folder.display());
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let plan = match Plan::read() {
+        Ok(plan) => plan,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let done = runtime.block_on(async {
+        // whoever is interrupted drops what it has made, and that ends or removes it
+        tokio::select! {
+            done = measure(&plan) => done,
+            _ = tokio::signal::ctrl_c() => Err(std::io::Error::other("interrupted")),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! How many uploads a second: Forebay, which checks, hashes, syncs and queues each one, beside nginx, which only stores raw
+//! photos, and, through nginx with three replicas, beside the design it replaces.
+
+use tempfile::TempDir;
+
+use crate::load::{self, Bodies, PHOTO_BYTES, Seen};
+use crate::peers::{Flask, Nginx};
+use crate::report::{Contestant, Measured, Report, Target};
+use crate::support::nginx;
+use crate::support::postgres::Cluster;
+use crate::support::program::{Program, s3_settings};
+use crate::support::weed;
+use crate::{Plan, cpu_per, settle};
+
+const CONNECTIONS: u32 = 32;
+
+/// Forebay's replicas on a queue and a spool of their own.
+struct Site {
+    replicas: Vec<Program>,
+    settings: Vec<(String, String)>,
+    data: TempDir,
+}
+
+impl Site {
+    async fn start(replicas: usize, cluster: &Cluster, store: &weed::Server) -> Site {
+        let (_, bucket) = store.bucket().await;
+        let mut settings = s3_settings(&store.endpoint, &bucket);
+        settings.push(("FOREBAY_QUEUE_URL".to_owned(), cluster.database()));
+        let data = tempfile::tempdir().expect("a folder for the spool");
+        crate::migrate(&settings, data.path()).await;
+        let mut site = Site { replicas: Vec::new(), settings, data };
+        for _ in 0..replicas {
+            site.replicas.push(Program::start("ingest", &site.settings, &site.folder()).await);
+        }
+        site
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        self.data.path().join("data")
+    }
+
+    /// Stops, and holds queue, spool and bucket against each other: each good answer is an upload, and nothing disagrees.
+    async fn agrees(mut self, seen: &Seen) {
+        for replica in self.replicas.drain(..) {
+            assert!(replica.terminate().await, "a replica stops in order");
+        }
+        let report = crate::verified(&self.settings, &self.folder()).await;
+        let queued = report["waiting"].as_u64().unwrap_or(0);
+        assert!(queued >= seen.uploads(), "{queued} are queued, {} were answered", seen.uploads());
+    }
+}
+
+pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
+    let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
+    one(plan, bodies, &cluster, &store, report).await;
+    replicas(plan, bodies, &cluster, &store, report).await;
+}
+
+async fn one(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Server, report: &mut Report) {
+    let (mut ours, mut theirs, mut cost, mut their_cost, mut p99) = (vec![], vec![], vec![], vec![], vec![]);
+    for round in 0..plan.rounds {
+        plan.tell(round, "nginx stores raw photos");
+        let nginx = Nginx::storing().await;
+        let before = crate::machine::cpu(nginx.pid());
+        let seen = load::send("PUT", &nginx.url, "image/jpeg", &bodies.raw, CONNECTIONS, plan.seconds).await;
+        assert!(seen.refused + seen.broken == 0 && nginx.stored() >= seen.uploads(), "{seen:?}");
+        their_cost.push(cpu_per(crate::machine::cpu(nginx.pid()) - before, seen.uploads()));
+        theirs.push(seen.per_second());
+        drop(nginx);
+        settle().await;
+
+        plan.tell(round, "forebay takes base64 in JSON");
+        let site = Site::start(1, cluster, store).await;
+        let (url, pid) = (format!("{}/", site.replicas[0].url), site.replicas[0].pid());
+        let before = crate::machine::cpu(pid);
+        let seen = load::send("POST", &url, "application/json", &bodies.json, CONNECTIONS, plan.seconds).await;
+        cost.push(cpu_per(crate::machine::cpu(pid) - before, seen.uploads()));
+        assert!(seen.refused + seen.broken == 0, "{seen:?}");
+        ours.push(seen.per_second());
+        p99.push(seen.p99 as f64 / 1000.0);
+        site.agrees(&seen).await;
+        settle().await;
+    }
+    report.add(Measured {
+        what: format!("Uploads of {} kB a second, {CONNECTIONS} connections", PHOTO_BYTES / 1000),
+        unit: "uploads/s".to_owned(),
+        contestants: vec![
+            Contestant { name: "forebay ingest: JSON, SHA-256, fsync, Postgres".to_owned(), rounds: ours },
+            Contestant { name: "nginx dav PUT: raw, nothing synced".to_owned(), rounds: theirs },
+        ],
+        target: Some(Target::TimesAtLeast(1.0)),
+    });
+    report.add(Measured {
+        what: "Processor time for an upload, at full load".to_owned(),
+        unit: "ms".to_owned(),
+        contestants: vec![
+            Contestant { name: "forebay ingest, Postgres apart".to_owned(), rounds: cost },
+            Contestant { name: "nginx dav PUT".to_owned(), rounds: their_cost },
+        ],
+        target: None,
+    });
+    report.add(Measured {
+        what: "Time to an acknowledgement, p99, at full load".to_owned(),
+        unit: "ms".to_owned(),
+        contestants: vec![Contestant { name: "forebay ingest".to_owned(), rounds: p99 }],
+        target: None,
+    });
+}
+
+async fn replicas(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Server, report: &mut Report) {
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for round in 0..plan.rounds {
+        plan.tell(round, "Flask under gunicorn behind nginx");
+        let flask = Flask::start(cluster).await;
+        let seen = load::send("POST", flask.url(), "application/json", &bodies.json, CONNECTIONS, plan.seconds).await;
+        assert!(seen.refused + seen.broken == 0 && flask.stored() >= seen.uploads(), "{seen:?}");
+        theirs.push(seen.per_second());
+        drop(flask);
+        settle().await;
+
+        plan.tell(round, "three replicas of forebay behind nginx");
+        let site = Site::start(3, cluster, store).await;
+        let addresses: Vec<String> = site.replicas.iter().map(Program::address).collect();
+        let front = nginx::Nginx::start(&addresses).await;
+        let url = format!("{}/", front.url);
+        let seen = load::send("POST", &url, "application/json", &bodies.json, CONNECTIONS, plan.seconds).await;
+        assert!(seen.refused + seen.broken == 0, "{seen:?}");
+        ours.push(seen.per_second());
+        drop(front);
+        site.agrees(&seen).await;
+        settle().await;
+    }
+    report.add(Measured {
+        what: "The same through nginx, the body JSON for both".to_owned(),
+        unit: "uploads/s".to_owned(),
+        contestants: vec![
+            Contestant { name: "nginx and three replicas of forebay ingest".to_owned(), rounds: ours },
+            Contestant { name: "nginx, gunicorn, Flask, Postgres".to_owned(), rounds: theirs },
+        ],
+        target: Some(Target::TimesAtLeast(5.0)),
+    });
+}
