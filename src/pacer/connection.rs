@@ -337,12 +337,14 @@ mod tests {
     async fn no_second_of_a_low_rate_holds_a_slice_of_a_high_one() {
         let pacer = Pacer::new(Rate(25_000_000));
         let (mut near, mut far) = connected(&pacer).await;
-        pacer.set_allowance(None);
+        // the slice is chosen while the high rate is in force, and waits
+        pacer.pour_until(Instant::now());
         let writing = tokio::spawn(async move { near.write_all(&vec![7; 1_000_000]).await });
         while pacer.waiting() == 0 {
             tokio::task::yield_now().await;
         }
         pacer.set_allowance(Some(Rate(10_000)));
+        pacer.pour_until(Instant::now() + Duration::from_secs(3600));
         let mut taken = [0; 65_536];
         for _ in 0..5 {
             let taken = far.read(&mut taken).await.unwrap();
