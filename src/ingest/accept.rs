@@ -137,9 +137,10 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Unfinished) -> Res
         }
     };
     let other_bytes = accepted.record.upload.sha256 != upload.sha256;
-    let shed = accepted.record.state == State::Shed;
-    if stored_now && !accepted.new && (other_bytes || shed || accepted.record.removed_at.is_some()) {
-        // the first photo under this id was uploaded and removed long ago, or given up; what was just written is not needed
+    let over = matches!(accepted.record.state, State::Uploaded | State::Shed);
+    if stored_now && !accepted.new && (other_bytes || over) {
+        // the first photo under this id is in the bucket, or given up, and was off the disk when this one came: what was just
+        // written is not needed, and whoever removed the first may not have told the queue yet
         ingest.spool.remove(upload.clone()).await.map_err(not_durable)?;
     }
     same_bytes(&upload, &accepted.record.upload)?;

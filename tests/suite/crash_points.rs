@@ -247,6 +247,38 @@ async fn a_device_is_answered_only_after_every_step_of_persistence() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_photo_sent_again_while_it_is_being_removed_leaves_nothing_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let settings = settings_of_its_own("sent-again", false).await;
+    let stall = Armed { point: Point::KeeperRemoved, action: Action::Stall(STALL), at: 1 };
+    let program = Program::start("serve", &armed(&settings, stall.to_string()), &data).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json_upload("cam-1", Some("1"), &photo(1)).to_string();
+    let send = async || {
+        let request = client.post(&program.url).header("content-type", "application/json").body(body.clone());
+        Answer::of(request.send().await.unwrap()).await
+    };
+    let first = send().await;
+    let said = |message: &str| program.log().iter().any(|line| line["message"] == message);
+    eventually("the photo to be off the disk", async || said("crash point reached").then_some(())).await;
+    let again = send().await;
+    assert!(
+        !said("the stall at a crash point is over"),
+        "it was sent while its record did not say yet that it is removed"
+    );
+    assert_eq!((again.status, &again.body["id"]), (200, &first.body["id"]), "{again:?}");
+
+    let record = format!("{}{}", program.url, first.location.unwrap());
+    eventually("its record to say that it is removed", async || {
+        let record = Answer::of(client.get(&record).send().await.unwrap()).await.body;
+        record["removed_at"].is_string().then_some(())
+    })
+    .await;
+    disk_empty(&data).await;
+}
+
 /// A drain is held at `point`, for longer than its lead and its lease last; another takes over. While that one is at the same
 /// point, the first goes on.
 async fn the_late_word_of_a_drain_that_was_held_does_not_count(point: Point) {

@@ -12,6 +12,7 @@ pub mod process;
 pub mod program;
 pub mod proxy;
 pub mod rclone;
+pub mod scratch;
 pub mod site;
 pub mod weed;
 

@@ -10,8 +10,8 @@ use forebay::config::QueueUrl;
 use forebay::queue::Queue;
 use rustix::process::Signal;
 
-use super::free_port;
 use super::process::{guarded, is_root, kill_with_children, signal, start, until};
+use super::{free_port, scratch};
 
 /// A cluster of its own. Stopped and removed when dropped.
 pub struct Cluster {
@@ -26,11 +26,7 @@ pub struct Cluster {
 impl Cluster {
     /// Makes a cluster that takes so many connections, and starts it.
     pub fn start(connections: u32) -> Cluster {
-        static CLUSTERS: AtomicU32 = AtomicU32::new(0);
-        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("forebay-test-postgres-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = scratch::folder("postgres");
         if is_root() {
             let owned = Command::new("chown").arg("postgres").arg(&folder).status().unwrap();
             assert!(owned.success(), "there is no user postgres; run tests/install-parts");

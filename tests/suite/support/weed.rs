@@ -10,7 +10,7 @@ use forebay::bucket::Bucket;
 use forebay::config::Endpoint;
 
 use super::process::{find_program, guarded, guarded_within, start};
-use super::{eventually, free_port};
+use super::{eventually, free_port, scratch};
 
 pub const ACCESS_KEY: &str = "test-access";
 pub const SECRET_KEY: &str = "test-secret";
@@ -25,11 +25,7 @@ pub struct Server {
 impl Server {
     /// Starts one at `address`, in another network namespace if asked. Blocks.
     pub fn start(address: &str, namespace: Option<&Path>) -> Server {
-        static SERVERS: AtomicU32 = AtomicU32::new(0);
-        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("forebay-test-weed-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = scratch::folder("weed");
         let identities = serde_json::json!({ "identities": [{
             "name": "test",
             "credentials": [{ "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY }],

@@ -1,0 +1,38 @@
+//! Folders of servers that live as long as the test run, and so are dropped by nobody.
+//!
+//! Always: they are removed when the run ends, however it ends. Never: one that another run uses.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A new folder for a server of this kind.
+pub fn folder(kind: &str) -> PathBuf {
+    static FOLDERS: AtomicU32 = AtomicU32::new(0);
+    static CLEANER: OnceLock<Child> = OnceLock::new();
+    let ours = format!("forebay-test-{}-", std::process::id());
+    CLEANER.get_or_init(|| cleaner(&std::env::temp_dir().join(&ours)));
+    let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("{ours}{kind}-{number}"));
+    // of a run that could not clean up and had the same process id
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Waits for the end of this process, which closes the pipe that it reads, and removes all folders that begin with `ours`.
+/// Servers end at the same time and may still write, hence the tries.
+fn cleaner(ours: &std::path::Path) -> Child {
+    const SCRIPT: &str = r#"trap '' INT TERM HUP
+        cat
+        for try in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$0"* 2>/dev/null; sleep 0.5; done"#;
+    Command::new("sh")
+        .args(["-c", SCRIPT])
+        .arg(ours)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
