@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::queue::{Accepted, Queue, Record};
-use crate::spool::Spool;
+use crate::spool::{Spool, Stored};
 use crate::upload::{State, Upload, UploadId};
 
 /// Uploads that wait for the queue at once: as many as it commits together.
@@ -94,10 +94,11 @@ pub async fn take_in(spool: &Spool, queue: &Queue, upload: Arc<Upload>) -> Resul
         tracing::warn!(upload = %upload.id, device = %upload.device_id, renamed = %id, "two photos have one upload_id; both are kept");
         let photo = spool.read(upload.clone()).await?;
         crash_points::pass(Point::JournalRename).await.map_err(cut_short)?;
-        spool.store(renamed.clone(), Vec::from(photo)).await?;
+        let stored = spool.store(renamed.clone(), Vec::from(photo)).await?;
         crash_points::pass(Point::JournalRenamed).await.map_err(cut_short)?;
-        if is_over(&queue.accept(renamed.clone()).await?.record) {
-            // this was begun before, and it was uploaded and removed since, or given up
+        let record = queue.accept(renamed.clone()).await?.record;
+        // this was begun before, and it was given up since, or uploaded and taken off the disk, which its record may not say yet
+        if is_over(&record) || (stored == Stored::New && record.state == State::Uploaded) {
             spool.remove(renamed).await?;
         }
         crash_points::pass(Point::JournalRenamedTold).await.map_err(cut_short)?;

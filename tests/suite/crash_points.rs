@@ -279,6 +279,24 @@ async fn a_photo_sent_again_while_it_is_being_removed_leaves_nothing_on_disk() {
     disk_empty(&data).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_photo_whose_own_id_is_given_again_while_it_is_being_removed_leaves_nothing_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let name = "given-again";
+    let settings = settings_of_its_own(name, false).await;
+    let told = Point::JournalRenamedTold;
+    let failing = [1, 2].map(|at| Armed { point: told, action: Action::Fail, at });
+    // the first that is removed is the other photo under the same upload_id
+    let held = Armed { point: Point::KeeperRemoved, action: Action::Stall(STALL), at: 2 };
+    let points = failing.iter().chain([&held]).map(Armed::to_string).collect::<Vec<_>>().join(",");
+    let program = Program::start("serve", &armed(&settings, surroundings(told).to_owned() + &points), &data).await;
+    let photos = two_photos_under_one_upload_id(&format!("{}/", program.url), &data).await;
+    disk_empty(&data).await;
+    assert!(program.log().iter().any(|line| line["point"] == held.point.name()), "it was held while it was removed");
+    assert_eq!(objects(name).await, photos);
+}
+
 /// A drain is held at `point`, for longer than its lead and its lease last; another takes over. While that one is at the same
 /// point, the first goes on.
 async fn the_late_word_of_a_drain_that_was_held_does_not_count(point: Point) {
@@ -315,7 +333,8 @@ async fn the_late_word_of_a_drain_that_was_held_does_not_count(point: Point) {
         Some(status(&first).await).filter(|status| status["drain"]["condition"]["is"] == "standby")
     })
     .await;
-    assert!(first.log().iter().any(|line| line["message"].as_str().unwrap_or("").starts_with("the lead is lost")));
+    let lost = |line: &Value| line["message"].as_str().unwrap_or("").starts_with("the lead is lost");
+    eventually("the first drain to say so", async || first.log().iter().any(lost).then_some(())).await;
     assert_eq!(record().await, taken_over, "its late word does not count");
     let sent = eventually("the second drain to be done", async || {
         Some(record().await).filter(|record| record["state"] == "uploaded" && !record["removed_at"].is_null())
