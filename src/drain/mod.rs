@@ -154,15 +154,16 @@ impl Drain {
         let mut sent_bytes = self.pacer.sent_bytes();
         // the queue had as many as were asked for
         let mut backlog = false;
+        let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
 
         while !stop.is_cancelled() {
             match leadership.held().await {
-                Ok(true) => {}
+                Ok(true) => led_before = true,
                 led => {
                     // whatever is on its way now belongs to another drain's allowance
-                    if !underway.is_empty() {
+                    if std::mem::take(&mut led_before) {
                         let uploads = underway.len();
                         tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue");
                         // first of all: whoever goes by it must not act beside the new leader
@@ -246,16 +247,21 @@ impl Drain {
 
             tokio::select! {
                 Some(ended) = underway.next_ended() => {
-                    match ended.outcome {
-                        Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
-                        Outcome::Uploaded => {
-                            environment.works();
-                            underway.passed(ended.began);
+                    let mut next = Some(ended);
+                    // those that ended meanwhile make room for one claim together
+                    while let Some(ended) = next {
+                        match ended.outcome {
+                            Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
+                            Outcome::Uploaded => {
+                                environment.works();
+                                underway.passed(ended.began);
+                            }
+                            // a question that was answered says nothing of photos
+                            Outcome::Found => environment.works(),
+                            Outcome::Refused(upload, why) => environment.refused(upload, why),
+                            Outcome::Charged | Outcome::GivenUp => {}
                         }
-                        // a question that was answered says nothing of photos
-                        Outcome::Found => environment.works(),
-                        Outcome::Refused(upload, why) => environment.refused(upload, why),
-                        Outcome::Charged | Outcome::GivenUp => {}
+                        next = underway.already_ended();
                     }
                     // attempts that end now look whether it is an outage
                     self.show(&environment, underway.is_empty());

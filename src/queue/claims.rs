@@ -3,6 +3,9 @@
 //! Always: higher classes first; what a claim reads is bounded by what it may take, whatever the backlog, but for uploads
 //! that rest at the front of a line; a claim of many takes what as many claims of one would have. Never: a claim that finds
 //! nothing while something may leave.
+//!
+//! `LIMIT +$1` and not `LIMIT $1`: SQLite looks at a bare parameter there to plan by its value, and so prepares the statement
+//! anew for each value that is bound, triggers included.
 
 /// Gives `$backend` the claims. Beyond what `shared_statements!` takes: `$by_age` names the index for a database that would not
 /// take it by itself, `$hold` makes ids that were chosen rows that nobody else has, and `$newest_of_line` and
@@ -18,7 +21,7 @@ macro_rules! claims {
                 $by_age,
                 " WHERE state = 'queued' AND not_before_ms <= ",
                 $now,
-                " ORDER BY priority DESC, received_at_ms, id LIMIT $1 ",
+                " ORDER BY priority DESC, received_at_ms, id LIMIT +$1 ",
                 $skip_locked,
                 ") ",
                 lease_next!($now)
@@ -34,7 +37,7 @@ macro_rules! claims {
                 newest_of_class!("0", $by_age, $now),
                 "
                  ), chosen AS (
-                     SELECT id FROM waiting ORDER BY priority DESC, received_at_ms DESC, id DESC LIMIT $1
+                     SELECT id FROM waiting ORDER BY priority DESC, received_at_ms DESC, id DESC LIMIT +$1
                  ), next AS MATERIALIZED (",
                 $hold,
                 ") ",
@@ -82,7 +85,7 @@ macro_rules! claims {
                     " WHERE state = 'queued' AND not_before_ms <= ",
                     $now,
                     "
-                         ORDER BY priority, received_at_ms DESC, id DESC LIMIT $1 ",
+                         ORDER BY priority, received_at_ms DESC, id DESC LIMIT +$1 ",
                     $skip_locked,
                     ") ",
                     lease_next!($now)
@@ -102,7 +105,7 @@ macro_rules! claims {
                      WHERE (priority, device_id) IN (
                          SELECT l.priority, l.device_id FROM lines AS l
                          WHERE l.waits AND l.turn < (SELECT c.turn FROM line_clocks AS c WHERE c.priority = l.priority)
-                         LIMIT $1 ",
+                         LIMIT +$1 ",
                     $skip_locked,
                     ")"
                 ))
@@ -113,7 +116,7 @@ macro_rules! claims {
                     "DELETE FROM lines WHERE queued = 0 AND (priority, device_id) IN (
                          SELECT l.priority, l.device_id FROM lines AS l
                          WHERE l.queued = 0 AND l.turn <= (SELECT c.turn FROM line_clocks AS c WHERE c.priority = l.priority)
-                         LIMIT $1 ",
+                         LIMIT +$1 ",
                     $skip_locked,
                     ")"
                 ))
@@ -167,7 +170,7 @@ macro_rules! newest_of_class {
             $priority,
             " AND not_before_ms <= ",
             $now,
-            " ORDER BY received_at_ms DESC, id DESC LIMIT $1) AS class_",
+            " ORDER BY received_at_ms DESC, id DESC LIMIT +$1) AS class_",
             $priority
         )
     };
@@ -181,7 +184,7 @@ macro_rules! by_turn {
         concat!(
             "WITH ahead AS MATERIALIZED (
                  SELECT priority, device_id, turn FROM lines WHERE waits
-                 ORDER BY priority DESC, turn, device_id LIMIT $4
+                 ORDER BY priority DESC, turn, device_id LIMIT +$4
              ), waiting AS (
                  SELECT u.id, a.priority, a.device_id, a.turn - u.size_bytes + sum(u.size_bytes) OVER (
                      PARTITION BY a.priority, a.device_id
@@ -195,7 +198,7 @@ macro_rules! by_turn {
             $of_line,
             "
              ), chosen AS (
-                 SELECT id FROM waiting ORDER BY priority DESC, turn, device_id LIMIT $1
+                 SELECT id FROM waiting ORDER BY priority DESC, turn, device_id LIMIT +$1
              ), next AS MATERIALIZED (",
             $hold,
             ") ",

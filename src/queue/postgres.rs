@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use uuid::Uuid;
 
@@ -20,6 +21,9 @@ use crate::upload::{State, Upload, UploadId};
 const CONNECTIONS_MAX: u32 = 8;
 /// A queue that is away must be noticed while the device still waits for its answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection that was idle for no longer is used without asking whether it is still there.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(super) struct Postgres {
@@ -41,6 +45,16 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // one that was just used is as good as asked whether it is there
+            .test_before_acquire(false)
+            .before_acquire(|connection, idle| {
+                Box::pin(async move {
+                    if idle.idle_for > TRUSTED_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options);
         Ok(Postgres { read: pool.clone(), write: pool })
     }
@@ -85,6 +99,35 @@ impl Postgres {
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 
+    /// Finishes those of `held` whose fence holds, in one statement and so in one commit; which they are.
+    pub(super) async fn finish(&self, held: &[(Uuid, i32)]) -> sqlx::Result<Vec<(Uuid, i32)>> {
+        let (ids, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
+        // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
+        sqlx::query_as(
+            "UPDATE uploads AS u
+             SET state = 'uploaded', uploaded_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint),
+                 reason = NULL, lease_owner = NULL, lease_until_ms = NULL
+             FROM unnest($1::uuid[], $2::integer[]) AS held(id, attempt)
+             WHERE u.id = held.id AND u.attempt = held.attempt AND u.state IN ('uploading', 'queued')
+             RETURNING held.id, held.attempt",
+        )
+        .bind(ids)
+        .bind(attempts)
+        .fetch_all(&self.write)
+        .await
+    }
+
+    pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
+        sqlx::query(
+            "UPDATE uploads SET removed_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
+             WHERE id = ANY($1) AND removed_at_ms IS NULL",
+        )
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .execute(&self.write)
+        .await
+        .map(drop)
+    }
+
     /// Sheds those of `ids` that are still queued, in one statement and so in one commit; which they were.
     pub(super) async fn shed(&self, ids: &[Uuid], reason: &str) -> sqlx::Result<Vec<Row>> {
         sqlx::query_as(concat!(
@@ -115,13 +158,13 @@ claims!(
         SELECT id, size_bytes, received_at_ms FROM uploads
         WHERE state = 'queued' AND device_id = a.device_id AND priority = a.priority
             AND not_before_ms <= CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
-        ORDER BY received_at_ms DESC, id DESC LIMIT $1
+        ORDER BY received_at_ms DESC, id DESC LIMIT +$1
     ) AS u",
     oldest_of_line = "LATERAL (
         SELECT id, size_bytes, received_at_ms FROM uploads
         WHERE state = 'queued' AND device_id = a.device_id AND priority = a.priority
             AND not_before_ms <= CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
-        ORDER BY received_at_ms, id LIMIT $1
+        ORDER BY received_at_ms, id LIMIT +$1
     ) AS u"
 );
 

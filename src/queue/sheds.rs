@@ -53,7 +53,7 @@ macro_rules! sheds {
                 sqlx::query_as(concat!(
                     "SELECT ",
                     columns!(),
-                    " FROM uploads WHERE state = 'shed' AND removed_at_ms IS NULL ORDER BY received_at_ms LIMIT $1"
+                    " FROM uploads WHERE state = 'shed' AND removed_at_ms IS NULL ORDER BY received_at_ms LIMIT +$1"
                 ))
                 .bind(i64::from(limit))
                 .fetch_all(&self.read)

@@ -48,6 +48,8 @@ impl Sqlite {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(10))
+                // it is in this very process
+                .test_before_acquire(false)
                 // a disk that is full ends SQLite's transaction by itself; sqlx then believes in it for ever, and would begin
                 // no other one on this connection
                 .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
@@ -96,6 +98,43 @@ impl Sqlite {
         Ok(new)
     }
 
+    /// Finishes those of `held` whose fence holds, in one transaction; which they are.
+    pub(super) async fn finish(&self, held: &[(Uuid, i32)]) -> sqlx::Result<Vec<(Uuid, i32)>> {
+        let mut finished = Vec::with_capacity(held.len());
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for (id, attempt) in held {
+            // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
+            let done = sqlx::query(
+                "UPDATE uploads SET state = 'uploaded', uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER),
+                     reason = NULL, lease_owner = NULL, lease_until_ms = NULL
+                 WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')",
+            )
+            .bind(id)
+            .bind(attempt)
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() == 1 {
+                finished.push((*id, *attempt));
+            }
+        }
+        transaction.commit().await?;
+        Ok(finished)
+    }
+
+    pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for id in ids {
+            sqlx::query(
+                "UPDATE uploads SET removed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+                 WHERE id = $1 AND removed_at_ms IS NULL",
+            )
+            .bind(id.0)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await
+    }
+
     /// Sheds those of `ids` that are still queued, in one transaction; which they were.
     pub(super) async fn shed(&self, ids: &[Uuid], reason: &str) -> sqlx::Result<Vec<Row>> {
         let mut shed = Vec::with_capacity(ids.len());
@@ -130,13 +169,13 @@ claims!(
         SELECT v.id FROM uploads AS v INDEXED BY uploads_line
         WHERE v.state = 'queued' AND v.device_id = a.device_id AND v.priority = a.priority
             AND v.not_before_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
-        ORDER BY v.received_at_ms DESC, v.id DESC LIMIT $1
+        ORDER BY v.received_at_ms DESC, v.id DESC LIMIT +$1
     )",
     oldest_of_line = "uploads AS u ON u.id IN (
         SELECT v.id FROM uploads AS v INDEXED BY uploads_line
         WHERE v.state = 'queued' AND v.device_id = a.device_id AND v.priority = a.priority
             AND v.not_before_ms <= CAST(unixepoch('subsec') * 1000 AS INTEGER)
-        ORDER BY v.received_at_ms, v.id LIMIT $1
+        ORDER BY v.received_at_ms, v.id LIMIT +$1
     )"
 );
 

@@ -211,22 +211,6 @@ macro_rules! shared_statements {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            pub(super) async fn finish(&self, held: &Lease) -> sqlx::Result<bool> {
-                // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
-                sqlx::query(concat!(
-                    "UPDATE uploads SET state = 'uploaded', uploaded_at_ms = ",
-                    $now,
-                    ", reason = NULL,
-                         lease_owner = NULL, lease_until_ms = NULL
-                     WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')"
-                ))
-                .bind(held.upload.id.0)
-                .bind(held.attempt)
-                .execute(&self.write)
-                .await
-                .map(|done| done.rows_affected() == 1)
-            }
-
             pub(super) async fn release(&self, held: &Lease, rest: Duration) -> sqlx::Result<bool> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL,
@@ -285,27 +269,12 @@ macro_rules! shared_statements {
                      WHERE state = 'uploaded' AND removed_at_ms IS NULL AND uploaded_at_ms <= ",
                     $now,
                     " - $1
-                     ORDER BY uploaded_at_ms LIMIT $2"
+                     ORDER BY uploaded_at_ms LIMIT +$2"
                 ))
                 .bind(retain.as_millis() as i64)
                 .bind(i64::from(limit))
                 .fetch_all(&self.read)
                 .await
-            }
-
-            pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
-                let mut transaction = self.write.begin().await?;
-                for id in ids {
-                    sqlx::query(concat!(
-                        "UPDATE uploads SET removed_at_ms = ",
-                        $now,
-                        " WHERE id = $1 AND removed_at_ms IS NULL"
-                    ))
-                    .bind(id.0)
-                    .execute(&mut *transaction)
-                    .await?;
-                }
-                transaction.commit().await
             }
 
             pub(super) async fn purge(&self, retain: Duration, limit: u32) -> sqlx::Result<u64> {
