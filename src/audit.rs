@@ -165,13 +165,21 @@ async fn photos_on_disk(spool: &Spool, depth: Depth, report: &mut Report) -> Res
     damaged.into_iter().for_each(|text| report.disagree(text));
     if depth == Depth::Bytes {
         for upload in &photos {
-            match spool.read(Arc::new(upload.clone())).await {
-                Ok(_) | Err(Error::Missing(_)) => {}
+            let read = spool.read(Arc::new(upload.clone())).await;
+            match read.and_then(|photo| is_of_digest(&photo, upload.sha256)) {
+                Ok(()) | Err(Error::Missing(_)) => {}
                 Err(error) => report.disagree(format!("upload {} of {}: {error}", upload.id, upload.device_id)),
             }
         }
     }
     Ok(photos.into_iter().map(|upload| (upload.id, upload)).collect())
+}
+
+fn is_of_digest(photo: &[u8], sha256: Sha256) -> Result<()> {
+    match Sha256::of(photo) {
+        found if found == sha256 => Ok(()),
+        found => Err(Error::Damaged(format!("its bytes on disk have the digest {found}, not {sha256}"))),
+    }
 }
 
 /// The record as it is now, for a second look.

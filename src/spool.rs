@@ -13,7 +13,7 @@
 //! as it comes when memory is short (`unfinished.rs`).
 //!
 //! Always: [`Spool::store`] returns only after write, fdatasync, rename and fsync of the folder, in that order; a name, once
-//! there, is never overwritten; a photo is checked against its digest before it is handed out for upload.
+//! there, is never overwritten; a photo is checked against its checksum before it is handed out for upload.
 //! Never: a second fsync of a file whose first one failed. The kernel may have marked its lost pages clean, so the disk is
 //! reported faulty and nothing more is accepted.
 
@@ -22,7 +22,7 @@ mod photo_file;
 mod unfinished;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,10 +35,10 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::Outage;
 use crate::units::ByteSize;
-use crate::upload::{Sha256, Upload, UploadId};
+use crate::upload::{Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
-use self::photo_file::{read_checked, read_record, trailer};
+use self::photo_file::{read_photo, read_record, trailer};
 pub use self::unfinished::Unfinished;
 use self::unfinished::{Part, exchange, rename_without_overwriting};
 
@@ -159,13 +159,14 @@ impl Spool {
         self.check_ballast(photo.rest.len())?;
         let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
         crash_points::pass_blocking(Point::SpoolCreate).map_err(|e| failed("create", e))?;
+        let photo_crc = photo.crc();
         let mut part = match photo.begun {
             Some(part) => part,
             None => Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?,
         };
         part.file.write_all(&photo.rest).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
-        part.file.write_all(&trailer(upload)).map_err(|e| failed("write", e))?;
+        part.file.write_all(&trailer(upload, photo_crc)).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.file_sync_error(upload, e))?;
         part.file.sync_data().map_err(|e| self.file_sync_error(upload, e))?;
         let path = self.path(upload.id);
@@ -173,7 +174,7 @@ impl Spool {
         match rename_without_overwriting(&part.path, &path) {
             Ok(()) => part.keep(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let held = match read_checked(&path) {
+                let held = match self.check(&path) {
                     Err(Error::Damaged(why)) => match self.replace(upload, &mut part, &path, &why)? {
                         None => {
                             self.sync_folder(upload)?;
@@ -207,7 +208,7 @@ impl Spool {
             Err(error) => return Err(error),
         }
         exchange(&part.path, path).map_err(failed)?;
-        if let Ok(held) = read_checked(&part.path) {
+        if let Ok(held) = self.check(&part.path) {
             // somebody else has replaced it meanwhile
             exchange(&part.path, path).map_err(failed)?;
             return Ok(Some(held));
@@ -344,25 +345,17 @@ impl Spool {
         self.inner.held_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The photo's bytes, checked against its digest.
+    /// The photo's bytes, as they were written; that they have the digest is for the bucket to check.
     ///
     /// [`Error::Missing`] when there is no file, [`Error::Damaged`] when the bytes are not those that were accepted.
     pub async fn read(&self, upload: Arc<Upload>) -> Result<Bytes> {
         let spool = self.clone();
         blocking(move || {
-            let mut file = spool.open_photo(&upload)?;
-            let size =
-                usize::try_from(upload.size_bytes).map_err(|_| Error::Damaged("its size is beyond memory".into()))?;
-            let mut photo = vec![0; size];
-            file.read_exact(&mut photo).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => Error::Damaged(format!("its file is shorter than its {size} bytes")),
-                _ => Error::unavailable(format_args!("cannot read the photo of upload {}", upload.id), error),
-            })?;
-            let sha256 = Sha256::of(&photo);
-            if sha256 != upload.sha256 {
+            let (record, photo) = read_photo(spool.open_photo(&upload)?, &spool.path(upload.id))?;
+            if record.sha256 != upload.sha256 {
                 return Err(Error::Damaged(format!(
-                    "its bytes on disk have the digest {sha256}, not {}",
-                    upload.sha256
+                    "its file holds a photo with the digest {}, not {}",
+                    record.sha256, upload.sha256
                 )));
             }
             Ok(Bytes::from(photo))
@@ -376,6 +369,13 @@ impl Spool {
         let size = upload.size_bytes;
         let file = blocking(move || spool.open_photo(&upload)).await?;
         Ok(tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size))
+    }
+
+    /// The record of a file whose bytes are those that were written.
+    fn check(&self, path: &Path) -> Result<Upload> {
+        let file = File::open(path)
+            .map_err(|error| Error::unavailable(format_args!("cannot read {}", path.display()), error))?;
+        read_photo(file, path).map(|(record, _)| record)
     }
 
     fn open_photo(&self, upload: &Upload) -> Result<File> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 pub struct Unfinished {
     pub(super) begun: Option<Part>,
     written_bytes: u64,
+    written_crc: crc32fast::Hasher,
     pub(super) rest: Vec<u8>,
 }
 
@@ -26,6 +27,13 @@ impl Unfinished {
         &mut self.rest
     }
 
+    /// The CRC-32 of all of it.
+    pub(super) fn crc(&self) -> u32 {
+        let mut crc = self.written_crc.clone();
+        crc.update(&self.rest);
+        crc.finalize()
+    }
+
     /// Writes out what is in memory, to a file in `folder`.
     pub(super) fn write_out(&mut self, folder: &Path) -> io::Result<()> {
         let part = match &mut self.begun {
@@ -33,6 +41,7 @@ impl Unfinished {
             none => none.insert(Part::create(folder)?),
         };
         part.file.write_all(&self.rest)?;
+        self.written_crc.update(&self.rest);
         self.written_bytes += self.rest.len() as u64;
         self.rest.clear();
         Ok(())
