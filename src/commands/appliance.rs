@@ -121,7 +121,7 @@ impl Appliance {
         let mut ingest_address = None;
         if roles.ingest() {
             let router = Ingest::new(config, spool.clone(), queue.clone(), stop.clone()).router();
-            let tcp = bind(config.listen, "FOREBAY_LISTEN").await?;
+            let tcp = bind(config.listen, "FOREBAY_LISTEN")?;
             ingest_address = tcp.local_addr().ok();
             let stop = stop.clone();
             tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
@@ -138,7 +138,7 @@ impl Appliance {
             drain: drain_parts,
         };
         let snapshots = console::start_snapshots(parts, stop.clone()).await;
-        let tcp = bind(config.console_listen, "FOREBAY_CONSOLE_LISTEN").await?;
+        let tcp = bind(config.console_listen, "FOREBAY_CONSOLE_LISTEN")?;
         let console_address = tcp.local_addr().unwrap_or(config.console_listen);
         let router = console::router(snapshots.clone(), queue.clone(), config.uplink.clone(), registry);
         tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
@@ -174,9 +174,8 @@ impl Appliance {
     }
 }
 
-async fn bind(address: SocketAddr, variable: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address)
-        .await
+fn bind(address: SocketAddr, variable: &str) -> Result<TcpListener, Failure> {
+    listener::bind(address)
         .map_err(|error| Failure(format!("cannot listen on {address}: {error}; set {variable} to another address")))
 }
 

@@ -4,6 +4,7 @@
 //! comes too slowly ends its connection; stopping closes the door first, then lets requests in flight finish.
 //! Never: waits longer than the deadline to stop.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,16 @@ const CONNECTIONS_MAX: usize = 4096;
 /// The longest a connection may idle or take over a request's head. Longer than nginx keeps its side open, so that it is
 /// never the appliance that closes a connection on which a request is already on its way.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Listens at `address`. After an outage a whole site comes back at the same moment: as many may wait to be accepted as may be
+/// connected, if the kernel's `somaxconn` allows it.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // a restart need not wait until the last run's connections are forgotten
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS_MAX as u32)
+}
 
 /// Serves `router` until `stop` is cancelled, then gives requests in flight `grace` to finish.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, grace: Duration) {
@@ -64,4 +75,19 @@ async fn accept(
     let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_site_that_comes_back_all_at_once_finds_the_door_open() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        // nobody has been let in yet
+        let coming = (0..500).map(|_| tokio::net::TcpStream::connect(address));
+        let came = tokio::time::timeout(Duration::from_secs(10), futures_util::future::try_join_all(coming)).await;
+        assert_eq!(came.unwrap().unwrap().len(), 500);
+    }
 }
