@@ -46,7 +46,7 @@ fn mib(bytes: u64) -> f64 {
 
 fn of_forebay(what: &str, unit: &str, rounds: Vec<f64>, target: Target) -> Measured {
     let contestants = vec![Contestant { name: "forebay".to_owned(), rounds }];
-    Measured { what: what.to_owned(), unit: unit.to_owned(), contestants, target: Some(target) }
+    Measured { what: what.to_owned(), unit: unit.to_owned(), contestants, targets: vec![target] }
 }
 
 async fn idle(plan: &Plan, store: &weed::Server, report: &mut Report) {
@@ -149,6 +149,6 @@ async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, report: &mut Repor
             Contestant { name: "forebay ingest".to_owned(), rounds: ingest_ms },
             Contestant { name: "forebay drain".to_owned(), rounds: drain_ms },
         ],
-        target: None,
+        targets: vec![],
     });
 }

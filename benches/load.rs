@@ -51,6 +51,7 @@ pub struct Seen {
     pub broken: u64,
     microseconds: u64,
     /// The time to an answer, in microseconds.
+    pub p50: u64,
     pub p99: u64,
 }
 
@@ -65,15 +66,26 @@ impl Seen {
     }
 }
 
-/// Sends `files` as fast as `connections` can, for `seconds`.
-pub async fn send(method: &str, url: &str, kind: &str, files: &[PathBuf], connections: u32, seconds: u64) -> Seen {
+/// How much is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub connections: u32,
+    pub seconds: u64,
+    /// Of all connections together, spread at random; as fast as they can where none is given.
+    pub per_second: Option<f64>,
+}
+
+/// Sends `files`, one after another and from the start again.
+pub async fn send(method: &str, url: &str, kind: &str, files: &[PathBuf], load: Load) -> Seen {
     let (base, path) = url.split_at(url.find("://").map_or(0, |at| at + 3));
     let (host, path) = path.split_once('/').map_or((path, String::new()), |(host, path)| (host, path.to_owned()));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/load/send.lua");
+    let pause_ms = load.per_second.map_or(0.0, |rate| f64::from(load.connections) * 1000.0 / rate);
     let mut wrk = guarded(find_program("wrk", &[]), "KILL", None);
-    wrk.args(["--threads", "1", "--timeout", "20s", "--connections", &connections.to_string()]);
-    wrk.args(["--duration", &format!("{seconds}s"), "--script", script, &format!("{base}{host}"), "--"]);
-    wrk.args([method, &format!("/{path}"), kind]).args(files).stdin(Stdio::null()).stderr(Stdio::inherit());
+    wrk.args(["--threads", "1", "--timeout", "20s", "--connections", &load.connections.to_string()]);
+    wrk.args(["--duration", &format!("{}s", load.seconds), "--script", script, &format!("{base}{host}"), "--"]);
+    wrk.args([method, &format!("/{path}"), kind, &pause_ms.to_string()]).args(files);
+    wrk.stdin(Stdio::null()).stderr(Stdio::inherit());
     let done = tokio::task::spawn_blocking(move || wrk.output()).await.expect("wrk ends").expect("wrk runs");
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     let seen = said.lines().rev().find(|line| line.starts_with('{'));

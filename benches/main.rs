@@ -1,17 +1,19 @@
 //! Forebay beside its best raw alternatives, in one run on one machine: contestants take turns, several rounds of each, medians
 //! and spread, and the losing cases stay in.
 //!
-//! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long. Load comes from outside, real
-//! HTTP from a program of its own. Nothing is switched off for it, and `verify` must find nothing after it. Writes
-//! `results.json` and `page.html` into `target/bench`.
+//! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long, `UPLOADS` how large a
+//! backlog. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
+//! find nothing after it. Writes `results.json` and `page.html` into `target/bench`.
 
 // the parts that only the suite needs
 #[allow(dead_code)]
 #[path = "../tests/suite/support/mod.rs"]
 mod support;
 
+mod backlog;
 mod drain;
 mod footprint;
+mod latency;
 mod load;
 mod machine;
 mod peers;
@@ -39,6 +41,10 @@ enum What {
     Drain,
     /// Memory and processor time: idle, at the site's rate, with slow devices.
     Footprint,
+    /// The time to an acknowledgement, beside what the disk alone takes.
+    Latency,
+    /// Claims, lists, start and status while millions of uploads wait.
+    Backlog,
 }
 
 impl What {
@@ -48,7 +54,9 @@ impl What {
             "throughput" => Ok(What::Throughput),
             "drain" => Ok(What::Drain),
             "footprint" => Ok(What::Footprint),
-            other => Err(format!("WHAT is all, throughput, drain or footprint, not {other:?}")),
+            "latency" => Ok(What::Latency),
+            "backlog" => Ok(What::Backlog),
+            other => Err(format!("WHAT is all, throughput, drain, footprint, latency or backlog, not {other:?}")),
         }
     }
 
@@ -63,6 +71,8 @@ struct Plan {
     rounds: u32,
     /// Of load, in each round.
     seconds: u64,
+    /// How many are queued where many are.
+    uploads: u64,
 }
 
 impl Plan {
@@ -74,7 +84,9 @@ impl Plan {
         let span = asked("FOR", "8s");
         // a bare number is seconds
         let span = if span.parse::<u32>().is_ok() { format!("{span}s") } else { span };
+        let uploads = asked("UPLOADS", "10000000");
         Ok(Plan {
+            uploads: uploads.parse().map_err(|_| format!("UPLOADS is a number, not {uploads:?}"))?,
             what: What::read(&asked("WHAT", "all"))?,
             rounds: rounds.parse().map_err(|_| format!("ROUNDS is a number, not {rounds:?}"))?,
             seconds: parse_span(&span).map_err(|error| format!("FOR: {error}"))?.as_secs().max(1),
@@ -90,6 +102,14 @@ impl Plan {
 /// Processor time for one of `uploads`, in milliseconds.
 fn cpu_per(cpu: Duration, uploads: u64) -> f64 {
     cpu.as_secs_f64() * 1000.0 / uploads.max(1) as f64
+}
+
+/// The `quantile` (0 to 1) of what was seen.
+fn quantile(seen: &[f64], quantile: f64) -> f64 {
+    let mut sorted = seen.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = ((sorted.len() as f64 * quantile).ceil() as usize).saturating_sub(1);
+    sorted.get(place).copied().unwrap_or(f64::NAN)
 }
 
 /// Lets the disk finish what the last contestant has left to it.
@@ -125,6 +145,12 @@ async fn measure(plan: &Plan) -> std::io::Result<()> {
     }
     if plan.what.has(What::Footprint) {
         footprint::run_all(plan, &bodies, &mut report).await;
+    }
+    if plan.what.has(What::Latency) {
+        latency::run_all(plan, &bodies, &mut report).await;
+    }
+    if plan.what.has(What::Backlog) {
+        backlog::run_all(plan, &mut report).await;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     report.write(&folder)?;

@@ -16,7 +16,7 @@ pub struct Measured {
     pub unit: String,
     pub contestants: Vec<Contestant>,
     /// What Forebay, the first contestant, is held to, if to anything.
-    pub target: Option<Target>,
+    pub targets: Vec<Target>,
 }
 
 /// One contestant's figure in each round.
@@ -61,14 +61,18 @@ impl Measured {
         Some(self.contestants.first()?.median() / self.contestants.get(1)?.median())
     }
 
-    /// What the target says, and whether it is met.
-    fn verdict(&self) -> Option<(String, bool)> {
-        let first = self.contestants.first()?.median();
-        match self.target.as_ref()? {
-            Target::TimesAtLeast(times) => Some((format!("at least {times} times"), self.ratio()? >= *times)),
-            Target::TimesAtMost(times) => Some((format!("at most {times} times"), self.ratio()? <= *times)),
-            Target::AtMost(most) => Some((format!("at most {} {}", figure(*most), self.unit), first <= *most)),
-        }
+    /// What each target says, and whether it is met.
+    fn verdicts(&self) -> Vec<(String, bool)> {
+        let (Some(first), ratio) = (self.contestants.first(), self.ratio().unwrap_or(f64::NAN)) else {
+            return Vec::new();
+        };
+        let first = first.median();
+        let verdict = |target: &Target| match target {
+            Target::TimesAtLeast(times) => (format!("at least {times} times"), ratio >= *times),
+            Target::TimesAtMost(times) => (format!("at most {times} times"), ratio <= *times),
+            Target::AtMost(most) => (format!("at most {} {}", figure(*most), self.unit), first <= *most),
+        };
+        self.targets.iter().map(verdict).collect()
     }
 
     fn lines(&self) -> Vec<String> {
@@ -84,13 +88,13 @@ impl Measured {
                 contestant.rounds.len()
             ));
         }
-        let ratio = self.ratio().map_or(String::new(), |ratio| format!("ratio {ratio:.2}; "));
-        match self.verdict() {
-            Some((target, met)) => {
-                lines.push(format!("  {ratio}target: {target}: {}", if met { "met" } else { "NOT MET" }))
-            }
-            None if !ratio.is_empty() => lines.push(format!("  {}", ratio.trim_end_matches("; "))),
-            None => {}
+        let ratio = self.ratio().map(|ratio| format!("ratio {ratio:.2}"));
+        let verdicts = self.verdicts().into_iter();
+        let verdicts =
+            verdicts.map(|(target, met)| format!("target: {target}: {}", if met { "met" } else { "NOT MET" }));
+        let said: Vec<String> = ratio.into_iter().chain(verdicts).collect();
+        if !said.is_empty() {
+            lines.push(format!("  {}", said.join("; ")));
         }
         lines
     }
@@ -159,10 +163,11 @@ impl Report {
             }
             page.push_str("</table>\n");
             let ratio = measured.ratio().map_or(String::new(), |ratio| format!("Ratio {ratio:.2}. "));
-            let verdict = measured.verdict().map_or(String::new(), |(target, met)| {
+            let verdicts = measured.verdicts().into_iter().map(|(target, met)| {
                 let (class, word) = if met { ("met", "met") } else { ("missed", "not met") };
-                format!("Target: {}: <span class=\"{class}\">{word}</span>.", text(&target))
+                format!("Target: {}: <span class=\"{class}\">{word}</span>. ", text(&target))
             });
+            let verdict: String = verdicts.collect();
             let _ = writeln!(page, "<p>{ratio}{verdict}</p>");
         }
         page

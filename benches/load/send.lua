@@ -1,9 +1,16 @@
--- The requests of a bench: `-- METHOD PATH TYPE FILE…` sends the files as bodies, one after another and from the start again,
--- each made ready once. At the end one line of JSON says what came of it; latencies are in microseconds.
+-- The requests of a bench: `-- METHOD PATH TYPE PAUSE FILE…` sends the files as bodies, one after another and from the start
+-- again, each made ready once. Each connection pauses for PAUSE milliseconds on average before a request, if that is not 0.
+-- At the end one line of JSON says what came of it; latencies are in microseconds.
 local requests, at = {}, 0
 
 function init(args)
-  for n = 4, #args do
+  local pause = tonumber(args[4])
+  if pause > 0 then
+    function delay()
+      return math.floor(math.random() * 2 * pause)
+    end
+  end
+  for n = 5, #args do
     local file = assert(io.open(args[n], "rb"))
     requests[#requests + 1] = wrk.format(args[1], args[2], { ["Content-Type"] = args[3] }, file:read("*a"))
     file:close()
@@ -18,7 +25,7 @@ end
 function done(summary, latency, _)
   local errors = summary.errors
   io.write(string.format(
-    '{"answers":%d,"refused":%d,"broken":%d,"microseconds":%d,"p99":%d}\n',
+    '{"answers":%d,"refused":%d,"broken":%d,"microseconds":%d,"p50":%d,"p99":%d}\n',
     summary.requests, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
-    summary.duration, latency:percentile(99)))
+    summary.duration, latency:percentile(50), latency:percentile(99)))
 end

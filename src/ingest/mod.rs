@@ -5,7 +5,7 @@
 
 mod accept;
 mod admission;
-mod body;
+pub mod body;
 mod health;
 mod openapi;
 mod read;

@@ -72,6 +72,10 @@ impl Server {
         Server { endpoint, process: start(command), folder }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// A new bucket, and its name.
     pub async fn bucket(&self) -> (Bucket, String) {
         static BUCKETS: AtomicU32 = AtomicU32::new(0);
