@@ -3,6 +3,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY benches/instructions benches/instructions
 COPY migrations migrations
 COPY src src
 # The target dir outlives the sources, and cargo compares times: a file restored with an old one would count as built.

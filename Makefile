@@ -15,8 +15,8 @@ test: parts ## everything: unit, conformance and end-to-end tests, on both queue
 	cargo test --locked
 
 lint: ## format and lints, as CI has them
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -- -D warnings # what is shipped: without the crash points
 
 torture: parts ## kill, starve and mislead the whole appliance FOR=10m, then count; WHAT=everything|postgres|s3|power
@@ -37,7 +37,7 @@ bench: ## Forebay beside nginx, Flask and rclone; WHAT=all|throughput|drain|foot
 
 instructions: ## count the instructions of the body's decoder and the pacer, and hold them to their bounds
 	tests/install-parts instructions
-	cargo bench --locked --bench instructions
+	cargo run --locked --release -p instructions
 
 week: ## a week of a site in seconds: what the forecast says at each hour, held against what then happens
 	cargo test --locked --test week -- --nocapture --test-threads 1
