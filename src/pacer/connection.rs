@@ -18,9 +18,8 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::Pacer;
 use super::tcp::{self, TcpInfo};
 
-/// How long a connection whose window is full waits before it looks again: a round trip, which brings room, within these.
-const ROOM_PAUSE_MIN: Duration = Duration::from_millis(1);
-const ROOM_PAUSE_MAX: Duration = Duration::from_millis(5);
+/// How long a connection whose congestion window is full waits before it looks again.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
 /// Whose turn it is on the way to the bucket; readable while a photo is being sent. To wait for the pacer is not to stall,
 /// and neither is to be slow: as long as the other side acknowledges bytes, something moves.
@@ -164,7 +163,7 @@ impl PacedConnection {
                 return Poll::Ready(Ok(self.meter.pacer.slice_of(bytes.min(info.room_bytes), &info)));
             }
             self.meter.seen().turn.waits_for_them();
-            self.room = Some(Box::pin(sleep(info.round_trip.clamp(ROOM_PAUSE_MIN, ROOM_PAUSE_MAX))));
+            self.room = Some(Box::pin(sleep(ROOM_PAUSE)));
         }
     }
 }

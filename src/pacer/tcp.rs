@@ -6,7 +6,6 @@
 use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 
@@ -52,8 +51,6 @@ pub struct TcpInfo {
     pub room_bytes: u64,
     /// The headers of one packet: Ethernet, IP, TCP.
     pub header_bytes: u64,
-    /// The time to an acknowledgement, smoothed.
-    pub round_trip: Duration,
 }
 
 impl TcpInfo {
@@ -77,7 +74,6 @@ impl TcpInfo {
             segment_bytes,
             room_bytes: u64::from(raw.snd_cwnd.saturating_sub(in_flight)) * segment_bytes,
             header_bytes: ETHERNET_HEADER_BYTES + ip + TCP_HEADER_BYTES + timestamps,
-            round_trip: Duration::from_micros(raw.rtt.into()),
         })
     }
 
