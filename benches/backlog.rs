@@ -88,10 +88,15 @@ async fn one_kind(plan: &Plan, kind: &str, cluster: Option<&Cluster>, store: &we
     let twice = Target::TimesAtMost(2.0);
     add("A claim of one upload, committed, p99", "ms", |s| &s.claim_p99_ms, vec![Target::AtMost(5.0), twice]);
     add("A claim of one upload, committed, median", "ms", |s| &s.claim_p50_ms, vec![]);
-    add("The list's first page", "ms", |s| &s.first_page_ms, vec![Target::AtMost(10.0)]);
-    add("The list's thousandth page, or the last", "ms", |s| &s.last_page_ms, vec![Target::AtMost(10.0)]);
+    add("The list's first page, the slowest of 50", "ms", |s| &s.first_page_ms, vec![Target::AtMost(10.0)]);
+    add(
+        "The list's thousandth page, or the last, the slowest of the 50 up to it",
+        "ms",
+        |s| &s.last_page_ms,
+        vec![Target::AtMost(10.0)],
+    );
     add("From its start to ready, serve", "s", |s| &s.ready_seconds, vec![Target::AtMost(2.0)]);
-    add("Its status, p99", "ms", |s| &s.status_ms, vec![Target::AtMost(50.0)]);
+    add("Its status, the slowest of 50", "ms", |s| &s.status_ms, vec![Target::AtMost(50.0)]);
 }
 
 impl Filled {
@@ -153,7 +158,7 @@ impl Filled {
         for _ in 0..QUESTIONS {
             statuses.push(ask(format!("{}/status", serve.console)).await.1);
         }
-        seen.status_ms.push(quantile(&statuses, 0.99));
+        seen.status_ms.push(quantile(&statuses, 1.0));
 
         let list = format!("{}/list", serve.url);
         let (mut first, mut last, mut cursor) = (Vec::new(), Vec::new(), None::<String>);
@@ -169,8 +174,8 @@ impl Filled {
                 break;
             }
         }
-        seen.first_page_ms.push(quantile(&first, 0.99));
-        seen.last_page_ms.push(quantile(&last[last.len().saturating_sub(QUESTIONS)..], 0.99));
+        seen.first_page_ms.push(quantile(&first, 1.0));
+        seen.last_page_ms.push(quantile(&last[last.len().saturating_sub(QUESTIONS)..], 1.0));
         assert!(serve.terminate().await, "serve stops in order");
     }
 }
@@ -186,6 +191,7 @@ async fn worn(plan: &Plan, kind: &str, cluster: Option<&Cluster>, store: &weed::
     for batch in 0..TURNED_OVER / BATCH {
         pass_through(&filled.queue, batch * BATCH).await;
     }
+    settle().await;
     if let QueueUrl::Postgres(url) = &filled.url {
         vacuumed(url).await.expect("Postgres says what it has vacuumed");
     }
@@ -209,7 +215,8 @@ async fn vacuumed(url: &str) -> sqlx::Result<()> {
         sqlx::query_as("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut postgres).await?;
     eventually("autovacuum to come round", async || {
         let (done,): (bool,) = sqlx::query_as(
-            "SELECT coalesce(bool_and(extract(epoch FROM last_autovacuum) > $1 OR n_dead_tup < 500), false)
+            "SELECT coalesce(bool_and(extract(epoch FROM last_autovacuum) > $1 OR n_dead_tup <= CASE relname
+                 WHEN 'uploads' THEN 50 + 0.01 * n_live_tup WHEN 'line_clocks' THEN 500 ELSE 2000 END), false)
              FROM pg_stat_user_tables WHERE relname IN ('uploads', 'lines', 'line_clocks', 'books')",
         )
         .bind(ended)

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use futures_util::future::try_join_all;
+use sqlx::postgres::PgPoolOptions;
 
 use crate::load::{self, Bodies, PHOTO_BYTES};
 use crate::report::{Contestant, Measured, Report, Target};
@@ -60,7 +61,7 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
                 unit: "ms".to_owned(),
                 contestants: vec![
                     of("forebay ingest: JSON, SHA-256, fsync, Postgres", ours),
-                    of("write, fdatasync, rename, fsync, COMMIT", bare.clone()),
+                    of("write, fdatasync, rename, fsync, COMMIT, at 33/s", bare.clone()),
                 ],
                 targets,
             });
@@ -85,11 +86,15 @@ impl Times {
 /// Photos are written and rows committed at the site's rate, each for itself, as an appliance would that did nothing else.
 async fn bare_ms(cluster: &Cluster, seconds: u64) -> Vec<f64> {
     let database = cluster.database();
-    let pool = PgPool::connect(&database).await.expect("a connection");
+    // as the product's own, and none is opened while it is timed
+    let pool = PgPoolOptions::new().min_connections(8).max_connections(8).test_before_acquire(false);
+    let pool = pool.connect(&database).await.expect("a connection");
     sqlx::query("CREATE TABLE bare (number bigint PRIMARY KEY, digest text NOT NULL)")
         .execute(&pool)
         .await
         .expect("a table");
+    let warm = (0..8).map(|n| sqlx::query("INSERT INTO bare VALUES ($1, '')").bind(-1 - i64::from(n)).execute(&pool));
+    try_join_all(warm).await.expect("each connection knows the statement");
     let folder = tempfile::tempdir().expect("a folder for photos");
     let photo = Arc::new(vec![7; PHOTO_BYTES]);
     let (began, mut writing) = (Instant::now(), tokio::task::JoinSet::new());

@@ -136,24 +136,23 @@ async fn verified(settings: &[(String, String)], data: &Path) -> serde_json::Val
 async fn measure(plan: &Plan) -> std::io::Result<()> {
     let mut report = Report { machine: Machine::here(), when: UnixMs::now().to_string(), measured: Vec::new() };
     report.machine.lines().iter().for_each(|line| println!("{line}"));
-    let bodies = Bodies::new();
-    if plan.what.has(What::Throughput) {
-        throughput::run_all(plan, &bodies, &mut report).await;
-    }
-    if plan.what.has(What::Drain) {
-        drain::run_all(plan, &mut report).await;
-    }
-    if plan.what.has(What::Footprint) {
-        footprint::run_all(plan, &bodies, &mut report).await;
-    }
-    if plan.what.has(What::Latency) {
-        latency::run_all(plan, &bodies, &mut report).await;
-    }
-    if plan.what.has(What::Backlog) {
-        backlog::run_all(plan, &mut report).await;
-    }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
-    report.write(&folder)?;
+    let bodies = Bodies::new();
+    for part in [What::Throughput, What::Drain, What::Footprint, What::Latency, What::Backlog] {
+        if !plan.what.has(part) {
+            continue;
+        }
+        match part {
+            What::All => {}
+            What::Throughput => throughput::run_all(plan, &bodies, &mut report).await,
+            What::Drain => drain::run_all(plan, &mut report).await,
+            What::Footprint => footprint::run_all(plan, &bodies, &mut report).await,
+            What::Latency => latency::run_all(plan, &bodies, &mut report).await,
+            What::Backlog => backlog::run_all(plan, &mut report).await,
+        }
+        // what is there is kept, whatever becomes of the next
+        report.write(&folder)?;
+    }
     println!("\nwritten to {}", folder.display());
     Ok(())
 }

@@ -165,8 +165,10 @@ async fn photos_on_disk(spool: &Spool, depth: Depth, report: &mut Report) -> Res
     damaged.into_iter().for_each(|text| report.disagree(text));
     if depth == Depth::Bytes {
         for upload in &photos {
-            let read = spool.read(Arc::new(upload.clone())).await;
-            match read.and_then(|photo| is_of_digest(&photo, upload.sha256)) {
+            let (read, sha256) = (spool.read(Arc::new(upload.clone())).await, upload.sha256);
+            let checked =
+                tokio::task::spawn_blocking(move || read.and_then(|photo| is_of_digest(&photo, sha256))).await;
+            match checked.unwrap_or_else(|e| Err(Error::unavailable("a digest was not taken", e))) {
                 Ok(()) | Err(Error::Missing(_)) => {}
                 Err(error) => report.disagree(format!("upload {} of {}: {error}", upload.id, upload.device_id)),
             }

@@ -35,7 +35,7 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::Outage;
 use crate::units::ByteSize;
-use crate::upload::{Upload, UploadId};
+use crate::upload::{Sha256, Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
 use self::photo_file::{read_photo, read_record, trailer};
@@ -68,8 +68,10 @@ struct Inner {
 /// What became of a photo handed to [`Spool::store`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// It is on disk, durably, under its own name.
+    /// It is on disk, durably, under its own name, which was free.
     New,
+    /// The same, in the place of what the disk had damaged.
+    Replaced,
     /// A photo with this id was there already, durably; this is its record. The bytes just sent were dropped.
     Held(Box<Upload>),
 }
@@ -178,7 +180,7 @@ impl Spool {
                     Err(Error::Damaged(why)) => match self.replace(upload, &mut part, &path, &why)? {
                         None => {
                             self.sync_folder(upload)?;
-                            return Ok(Stored::New);
+                            return Ok(Stored::Replaced);
                         }
                         Some(held) => held,
                     },
@@ -371,11 +373,16 @@ impl Spool {
         Ok(tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size))
     }
 
-    /// The record of a file whose bytes are those that were written.
+    /// The record of a file whose bytes are those that were accepted.
     fn check(&self, path: &Path) -> Result<Upload> {
         let file = File::open(path)
             .map_err(|error| Error::unavailable(format_args!("cannot read {}", path.display()), error))?;
-        read_photo(file, path).map(|(record, _)| record)
+        let (record, photo) = read_photo(file, path)?;
+        match Sha256::of(&photo) == record.sha256 {
+            true => Ok(record),
+            // it changed before it was written: the checksum is that of what was written
+            false => Err(Error::Damaged(format!("{}: the photo is not that of its digest", path.display()))),
+        }
     }
 
     fn open_photo(&self, upload: &Upload) -> Result<File> {

@@ -1,5 +1,5 @@
-//! How many instructions the hot path takes, counted by valgrind's callgrind: the same on every machine and under any load, so
-//! that CI can hold a bound. `make instructions`.
+//! How many instructions the hot path takes, counted by valgrind's callgrind: the same whatever else the machine does, so that
+//! CI can hold a bound. `make instructions`. The bounds are for x86-64 with AVX2; another processor takes other ways.
 //!
 //! Each case runs in a process of its own, once with some rounds and once with none; the difference is the rounds' own. Always:
 //! a bound a little above what was counted when it was set. Never: time, or anything that waits.

@@ -199,6 +199,11 @@ impl Bucket {
                 object.key
             )));
         }
+        // the store has checked no digest of ingest's, so it is checked here that these are the bytes
+        let sha256 = Sha256::of(object.photo);
+        if sha256 != object.sha256 {
+            return Err(Error::Damaged(format!("its bytes have the digest {sha256}, not {}", object.sha256)));
+        }
         let md5: String = Md5::digest(object.photo).iter().map(|byte| format!("{byte:02x}")).collect();
         if etag.eq_ignore_ascii_case(&md5) {
             Ok(Held::Yes)

@@ -21,6 +21,8 @@ use crate::upload::UploadId;
 /// How long a claim holds, unless it is renewed: what a drain that was killed had in hand waits for no longer than this.
 pub const LEASE: Duration = Duration::from_secs(20);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// The longest that the queue is waited for: a lease is asked for three times before it runs out.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the other side has not moved for this long, the connection is as good as dead.
 const STALL_MAX: Duration = Duration::from_secs(45);
 /// After so many failures of its own an upload is set aside.
@@ -123,7 +125,7 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
         if renewed_at.elapsed() >= RENEW_EVERY {
             renewed_at = Instant::now();
             // a queue that is away cannot give the lease to anyone else either
-            if let Ok(false) = drain.queue.renew(lease, LEASE).await {
+            if let Ok(Ok(false)) = tokio::time::timeout(ANSWER_TIMEOUT, drain.queue.renew(lease, LEASE)).await {
                 return Failed::GivenUp;
             }
         }
@@ -213,9 +215,9 @@ async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, 
 /// Tries for a while to tell the queue something; what it does not hear, the lease's end says in its stead.
 async fn told<F: Future<Output = Result<bool>>>(mut tell: impl FnMut() -> F) -> bool {
     for pause_ms in [100, 400, 1600, 6400] {
-        match tell().await {
-            Ok(heard) => return heard,
-            Err(_) => sleep(Duration::from_millis(pause_ms)).await,
+        match tokio::time::timeout(ANSWER_TIMEOUT, tell()).await {
+            Ok(Ok(heard)) => return heard,
+            _ => sleep(Duration::from_millis(pause_ms)).await,
         }
     }
     false

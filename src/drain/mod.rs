@@ -165,7 +165,18 @@ impl Drain {
                     // whatever is on its way now belongs to another drain's allowance
                     if std::mem::take(&mut led_before) {
                         let uploads = underway.len();
-                        tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue");
+                        match &led {
+                            Ok(_) => {
+                                tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue")
+                            }
+                            Err(_) if uploads > 0 => {
+                                tracing::warn!(
+                                    uploads,
+                                    "the lead cannot be kept; what is on its way goes back to the queue"
+                                );
+                            }
+                            Err(_) => {}
+                        }
                         // first of all: whoever goes by it must not act beside the new leader
                         self.condition.send_replace(Condition::Standby);
                         underway.cut_all().await;

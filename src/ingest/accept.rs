@@ -123,6 +123,7 @@ fn text(name: &str, text: Option<String>, bytes_max: usize) -> Result<Option<Str
 async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Unfinished) -> Result<Accepted, Problem> {
     let (spooled, stored_now) = match ingest.spool.store(upload.clone(), photo).await.map_err(not_durable)? {
         Stored::New => (upload.clone(), true),
+        Stored::Replaced => (upload.clone(), false),
         Stored::Held(held) => (Arc::new(*held), false),
     };
     same_bytes(&upload, &spooled)?;

@@ -5,7 +5,7 @@
 //! nothing while something may leave.
 //!
 //! `LIMIT +$1` and not `LIMIT $1`: SQLite looks at a bare parameter there to plan by its value, and so prepares the statement
-//! anew for each value that is bound, triggers included.
+//! anew for each value that is bound, triggers included. So it is wherever a statement is run every second.
 
 /// Gives `$backend` the claims. Beyond what `shared_statements!` takes: `$by_age` names the index for a database that would not
 /// take it by itself, `$hold` makes ids that were chosen rows that nobody else has, and `$newest_of_line` and

@@ -4,15 +4,18 @@
 //! accepted do (`group_commit.rs`). Always: each is told whether its own fence held. Never: one that waits for company.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::{Backend, Lease, in_time};
+use super::{Backend, Lease, unavailable};
 use crate::error::{Error, Result};
 
 /// Uploads in one transaction at most, and uploads that may wait for one.
 const BATCH_MAX: usize = 256;
+/// The longest that one transaction may take: behind a connection that died without a word all the others wait.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(super) struct Finishing {
@@ -43,13 +46,18 @@ pub(super) fn start(backend: Backend) -> Finishing {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let held: Vec<(Uuid, i32)> = batch.iter().map(|waiting| waiting.held).collect();
-            let finished = in_time(async {
+            let finishing = tokio::time::timeout(COMMIT_TIMEOUT, async {
                 match &backend {
                     Backend::Postgres(queue) => queue.finish(&held).await,
                     Backend::Sqlite(queue) => queue.finish(&held).await,
                 }
             });
-            let finished: Result<HashSet<(Uuid, i32)>> = finished.await.map(HashSet::from_iter);
+            let finished: Result<HashSet<(Uuid, i32)>> = match finishing.await {
+                Ok(done) => done.map(HashSet::from_iter).map_err(unavailable),
+                Err(_) => {
+                    Err(Error::Unavailable(format!("the queue did not commit within {} s", COMMIT_TIMEOUT.as_secs())))
+                }
+            };
             for Waiting { held, answer } in batch.drain(..) {
                 let _ = answer.send(finished.as_ref().map(|all| all.contains(&held)).map_err(Clone::clone));
             }

@@ -478,8 +478,8 @@ impl Queue {
         on_backend!(self, queue => queue.renew(held, lease))
     }
 
-    /// Records that S3 has the photo and confirmed its digest, together with others that wait at this moment. False when a later attempt holds the lease; then that one
-    /// will find the object there.
+    /// Records that S3 has the photo and confirmed its digest, together with others that wait at this moment. False when a
+    /// later attempt holds the lease; then that one will find the object there.
     pub async fn finish(&self, held: &Lease) -> Result<bool> {
         if self.finishing.finish(held).await? {
             return Ok(true);

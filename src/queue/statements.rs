@@ -253,8 +253,12 @@ macro_rules! shared_statements {
             pub(super) async fn reap(&self) -> sqlx::Result<u64> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL
-                     WHERE state = 'uploading' AND lease_until_ms < ",
-                    $now
+                     WHERE id IN (SELECT id FROM uploads WHERE state = 'uploading' AND lease_until_ms < ",
+                    $now,
+                    // what is being finished in this moment is not waited for, each for the other
+                    " ",
+                    $skip_locked,
+                    ")"
                 ))
                 .execute(&self.write)
                 .await

@@ -252,7 +252,8 @@ async fn a_photo_sent_again_while_it_is_being_removed_leaves_nothing_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let settings = settings_of_its_own("sent-again", false).await;
-    let stall = Armed { point: Point::KeeperRemoved, action: Action::Stall(STALL), at: 1 };
+    let long = Duration::from_secs(10);
+    let stall = Armed { point: Point::KeeperRemoved, action: Action::Stall(long), at: 1 };
     let program = Program::start("serve", &armed(&settings, stall.to_string()), &data).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json_upload("cam-1", Some("1"), &photo(1)).to_string();
@@ -266,7 +267,7 @@ async fn a_photo_sent_again_while_it_is_being_removed_leaves_nothing_on_disk() {
     let again = send().await;
     assert!(
         !said("the stall at a crash point is over"),
-        "it was sent while its record did not say yet that it is removed"
+        "the answer took longer than the stall, so this shows nothing"
     );
     assert_eq!((again.status, &again.body["id"]), (200, &first.body["id"]), "{again:?}");
 
@@ -293,7 +294,17 @@ async fn a_photo_whose_own_id_is_given_again_while_it_is_being_removed_leaves_no
     let program = Program::start("serve", &armed(&settings, surroundings(told).to_owned() + &points), &data).await;
     let photos = two_photos_under_one_upload_id(&format!("{}/", program.url), &data).await;
     disk_empty(&data).await;
-    assert!(program.log().iter().any(|line| line["point"] == held.point.name()), "it was held while it was removed");
+    let places = |what: &dyn Fn(&Value) -> bool| {
+        let log = program.log();
+        (0..log.len()).filter(|at| what(&log[*at])).collect::<Vec<usize>>()
+    };
+    let over = eventually("the removal to go on", async || {
+        places(&|line| line["message"] == "the stall at a crash point is over").first().copied()
+    })
+    .await;
+    let began = places(&|line| line["message"] == "crash point reached" && line["point"] == held.point.name())[0];
+    let given = places(&|line| line["message"].as_str().unwrap_or("").starts_with("two photos have one upload_id"));
+    assert!(given.iter().any(|at| (began..over).contains(at)), "its id was given again while it was being removed");
     assert_eq!(objects(name).await, photos);
 }
 

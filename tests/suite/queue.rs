@@ -221,6 +221,32 @@ on_both_queues! {
         assert!(queue.finish(&current).await.unwrap());
     }
 
+    async fn of_many_that_end_at_once_each_is_held_to_its_own_fence(queue: Queue) {
+        for second in 0..30 {
+            accept(&queue, upload("cam-1", second)).await;
+        }
+        let late = queue.claim("drain-a", 30, AT_ONCE, Pick::Oldest).await.unwrap();
+        let mut reaped = 0;
+        eventually("the leases to run out", async || {
+            reaped += queue.reap().await.unwrap();
+            (reaped == 30).then_some(())
+        })
+        .await;
+        let current = queue.claim("drain-b", 20, LEASE, Pick::Oldest).await.unwrap();
+        let is_current = |lease: &&Lease| current.iter().any(|current| current.upload.id == lease.upload.id);
+        // those that lost their lease, those that nobody claimed again, and those that hold it, the first of them twice
+        let lost = late.iter().filter(is_current).map(|lease| (lease, false));
+        let unclaimed = late.iter().filter(|lease| !is_current(lease)).map(|lease| (lease, true));
+        let holding = current.iter().chain(&current[..1]).map(|lease| (lease, true));
+        let mut ending: Vec<(&Lease, bool)> = lost.chain(unclaimed).chain(holding).collect();
+        ending.sort_by_key(|(lease, _)| lease.upload.sha256.to_string());
+        let ended = futures_util::future::join_all(ending.iter().map(|(lease, _)| queue.finish(lease))).await;
+        for ((lease, heard), ended) in ending.into_iter().zip(ended) {
+            assert_eq!(ended.unwrap(), heard, "attempt {} of {}", lease.attempt, lease.upload.object_key);
+        }
+        assert_eq!(queue.books().await.unwrap().uploaded.uploads, 30);
+    }
+
     async fn a_reaped_upload_that_nobody_claimed_again_may_still_be_finished(queue: Queue) {
         let upload = accept(&queue, upload("cam-1", 1)).await;
         let lease = queue.claim("drain", 1, AT_ONCE, Pick::Oldest).await.unwrap().remove(0);

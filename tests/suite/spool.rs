@@ -76,7 +76,7 @@ async fn a_photo_damaged_at_is_replaced(place: usize) {
     let (spool, photo) = (open(&folder), photo(1));
     spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap();
     flip_byte(&only_file(&spool), place);
-    assert_eq!(spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap(), Stored::New);
+    assert_eq!(spool.store(upload_of(&photo, "1"), photo.clone()).await.unwrap(), Stored::Replaced);
     assert_eq!(spool.read(upload_of(&photo, "1")).await.unwrap(), photo);
     assert_eq!(std::fs::read_dir(folder.path().join("spool/damaged")).unwrap().count(), 1, "for people to look at");
     assert_eq!(spool.incoming_count().unwrap(), 0);

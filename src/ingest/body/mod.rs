@@ -56,6 +56,7 @@ pub struct Photo {
 
 /// A photo that is all there.
 pub struct Arrived {
+    /// In memory, or begun on disk.
     pub bytes: Unfinished,
     /// Its first [`ImageType::SNIFF_BYTES`].
     pub head: Vec<u8>,
@@ -75,6 +76,7 @@ impl Photo {
         self.bytes.rest().reserve(bytes.min(self.bytes_max));
     }
 
+    /// Nothing of it has come yet.
     pub fn is_empty(&self) -> bool {
         self.bytes.size_bytes() == 0
     }
@@ -144,6 +146,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// All of it must be there within `timeout`.
     pub fn new(body: Body, timeout: Duration) -> Self {
         Incoming { body, deadline: Instant::now() + timeout }
     }

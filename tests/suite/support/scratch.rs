@@ -1,6 +1,6 @@
 //! Folders of servers that live as long as the test run, and so are dropped by nobody.
 //!
-//! Always: they are removed when the run ends, however it ends. Never: one that another run uses.
+//! Always: they are removed when the run ends, unless what removes them is ended with it, as with a container.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -11,13 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub fn folder(kind: &str) -> PathBuf {
     static FOLDERS: AtomicU32 = AtomicU32::new(0);
     static CLEANER: OnceLock<Child> = OnceLock::new();
-    let ours = format!("forebay-test-{}-", std::process::id());
-    CLEANER.get_or_init(|| cleaner(&std::env::temp_dir().join(&ours)));
+    static OURS: OnceLock<String> = OnceLock::new();
+    let ours = OURS.get_or_init(|| format!("forebay-test-{:08x}-", rand::random::<u32>()));
+    CLEANER.get_or_init(|| cleaner(&std::env::temp_dir().join(ours)));
     let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("{ours}{kind}-{number}"));
-    // of a run that could not clean up and had the same process id
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir(&folder).unwrap();
     folder
 }
 
