@@ -14,7 +14,8 @@ use crate::support::{PATIENCE, photo};
 
 #[tokio::test]
 async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
-    let site = Site::start(&[]).await;
+    // so little that one photo fills it in time, however large the disk is
+    let site = Site::start(&[("spool-max", "1MB")]).await;
     let now = UnixMs::now();
     let paused = Condition::Paused { reason: "S3 is away".into(), since: now, until: now };
     let (condition, watched) = tokio::sync::watch::channel(paused);
