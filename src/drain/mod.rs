@@ -258,21 +258,16 @@ impl Drain {
 
             tokio::select! {
                 Some(ended) = underway.next_ended() => {
-                    let mut next = Some(ended);
-                    // those that ended meanwhile make room for one claim together
-                    while let Some(ended) = next {
-                        match ended.outcome {
-                            Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
-                            Outcome::Uploaded => {
-                                environment.works();
-                                underway.passed(ended.began);
-                            }
-                            // a question that was answered says nothing of photos
-                            Outcome::Found => environment.works(),
-                            Outcome::Refused(upload, why) => environment.refused(upload, why),
-                            Outcome::Charged | Outcome::GivenUp => {}
+                    match ended.outcome {
+                        Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
+                        Outcome::Uploaded => {
+                            environment.works();
+                            underway.passed(ended.began);
                         }
-                        next = underway.already_ended();
+                        // a question that was answered says nothing of photos
+                        Outcome::Found => environment.works(),
+                        Outcome::Refused(upload, why) => environment.refused(upload, why),
+                        Outcome::Charged | Outcome::GivenUp => {}
                     }
                     // attempts that end now look whether it is an outage
                     self.show(&environment, underway.is_empty());

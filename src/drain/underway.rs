@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -115,16 +115,6 @@ impl Underway {
     /// The next that ends; none when none is on its way. May be dropped while waiting.
     pub async fn next_ended(&mut self) -> Option<Ended> {
         let ended = self.tasks.join_next_with_id().await?;
-        Some(self.ended(ended))
-    }
-
-    /// One that has ended already, if there is any.
-    pub fn already_ended(&mut self) -> Option<Ended> {
-        let ended = self.tasks.try_join_next_with_id()?;
-        Some(self.ended(ended))
-    }
-
-    fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Ended {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
             Err(error) => {
@@ -133,7 +123,7 @@ impl Underway {
             }
         };
         let began = self.uploads.remove(&id).map_or_else(Instant::now, |upload| upload.began);
-        Ended { outcome, began }
+        Some(Ended { outcome, began })
     }
 
     /// One that began at this moment has brought its photo to the bucket.

@@ -5,11 +5,10 @@
 //! than SQL happens.
 //!
 //! `sqlite.rs` and `postgres.rs` hold what differs (opening, and whatever is done to many at once); `statements.rs` what is one
-//! text for both; `claims.rs` says what leaves next, and `sheds.rs` what is given up; `group_commit.rs` and `finishing.rs`
-//! gather uploads that wait into one transaction. `tests/suite/queue.rs` is the conformance suite.
+//! text for both; `claims.rs` says what leaves next, and `sheds.rs` what is given up; `group_commit.rs` gathers
+//! waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
 
 mod claims;
-mod finishing;
 mod group_commit;
 mod migrations;
 mod postgres;
@@ -47,7 +46,6 @@ const THINNED_MAX: u32 = 50_000;
 pub struct Queue {
     backend: Backend,
     accepting: group_commit::Accepting,
-    finishing: finishing::Finishing,
     arrivals: Arc<Notify>,
 }
 
@@ -247,8 +245,7 @@ impl Queue {
         };
         let arrivals = Arc::new(Notify::new());
         let accepting = group_commit::start(backend.clone(), arrivals.clone());
-        let finishing = finishing::start(backend.clone());
-        Ok(Queue { backend, accepting, finishing, arrivals })
+        Ok(Queue { backend, accepting, arrivals })
     }
 
     /// Opens a queue that should be there already: a SQLite file that is missing is an error, not made.
@@ -478,10 +475,10 @@ impl Queue {
         on_backend!(self, queue => queue.renew(held, lease))
     }
 
-    /// Records that S3 has the photo and confirmed its digest, together with others that wait at this moment. False when a
-    /// later attempt holds the lease; then that one will find the object there.
+    /// Records that S3 has the photo and confirmed its digest. False when a later attempt holds the lease; then that one
+    /// will find the object there.
     pub async fn finish(&self, held: &Lease) -> Result<bool> {
-        if self.finishing.finish(held).await? {
+        if on_backend!(self, queue => queue.finish(held))? {
             return Ok(true);
         }
         // the reply to an earlier commit may have been lost

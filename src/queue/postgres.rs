@@ -99,24 +99,6 @@ impl Postgres {
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 
-    /// Finishes those of `held` whose fence holds, in one statement and so in one commit; which they are.
-    pub(super) async fn finish(&self, held: &[(Uuid, i32)]) -> sqlx::Result<Vec<(Uuid, i32)>> {
-        let (ids, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
-        // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
-        sqlx::query_as(
-            "UPDATE uploads AS u
-             SET state = 'uploaded', uploaded_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint),
-                 reason = NULL, lease_owner = NULL, lease_until_ms = NULL
-             FROM unnest($1::uuid[], $2::integer[]) AS held(id, attempt)
-             WHERE u.id = held.id AND u.attempt = held.attempt AND u.state IN ('uploading', 'queued')
-             RETURNING held.id, held.attempt",
-        )
-        .bind(ids)
-        .bind(attempts)
-        .fetch_all(&self.write)
-        .await
-    }
-
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
         sqlx::query(
             "UPDATE uploads SET removed_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)

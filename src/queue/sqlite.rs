@@ -98,29 +98,6 @@ impl Sqlite {
         Ok(new)
     }
 
-    /// Finishes those of `held` whose fence holds, in one transaction; which they are.
-    pub(super) async fn finish(&self, held: &[(Uuid, i32)]) -> sqlx::Result<Vec<(Uuid, i32)>> {
-        let mut finished = Vec::with_capacity(held.len());
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for (id, attempt) in held {
-            // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
-            let done = sqlx::query(
-                "UPDATE uploads SET state = 'uploaded', uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER),
-                     reason = NULL, lease_owner = NULL, lease_until_ms = NULL
-                 WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')",
-            )
-            .bind(id)
-            .bind(attempt)
-            .execute(&mut *transaction)
-            .await?;
-            if done.rows_affected() == 1 {
-                finished.push((*id, *attempt));
-            }
-        }
-        transaction.commit().await?;
-        Ok(finished)
-    }
-
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
         let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for id in ids {
