@@ -6,8 +6,12 @@ use std::process::Child;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use forebay::bucket::Bucket;
+use bytes::Bytes;
+use forebay::bucket::{Bucket, Object};
 use forebay::config::Endpoint;
+use forebay::pacer::Turn;
+use forebay::upload::{ImageType, Sha256};
+use tokio::sync::OnceCell;
 
 use super::process::{find_program, guarded, guarded_within, start};
 use super::{eventually, free_port, scratch};
@@ -20,6 +24,7 @@ pub struct Server {
     pub endpoint: Endpoint,
     process: Child,
     folder: PathBuf,
+    stores: OnceCell<()>,
 }
 
 impl Server {
@@ -69,7 +74,7 @@ impl Server {
             access_key: ACCESS_KEY.to_owned(),
             secret_key: SECRET_KEY.to_owned(),
         };
-        Server { endpoint, process: start(command), folder }
+        Server { endpoint, process: start(command), folder, stores: OnceCell::new() }
     }
 
     pub fn pid(&self) -> u32 {
@@ -79,10 +84,31 @@ impl Server {
     /// A new bucket, and its name.
     pub async fn bucket(&self) -> (Bucket, String) {
         static BUCKETS: AtomicU32 = AtomicU32::new(0);
+        self.stores.get_or_init(|| self.until_it_stores()).await;
         let name = format!("test-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
         let bucket = Bucket::at(&self.endpoint, &name);
         eventually("SeaweedFS to make a bucket", async || bucket.create().await.ok()).await;
         (bucket, name)
+    }
+
+    /// Waits until it takes objects: it makes buckets seconds before its volumes have joined it, and an object that comes in
+    /// between waits.
+    async fn until_it_stores(&self) {
+        let bucket = Bucket::at(&self.endpoint, "ready");
+        let photo = Bytes::from_static(b"stored");
+        let turn = Turn::default();
+        let object = Object {
+            key: "ready",
+            content_type: ImageType::Jpeg,
+            sha256: Sha256::of(&photo),
+            photo: &photo,
+            turn: &turn,
+        };
+        eventually("SeaweedFS to store an object", async || {
+            bucket.create().await.ok()?;
+            bucket.put(&object).await.ok()
+        })
+        .await;
     }
 }
 
