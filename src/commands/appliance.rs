@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, SettingFlags, stop_signal};
@@ -120,11 +121,22 @@ impl Appliance {
 
         let mut ingest_address = None;
         if roles.ingest() {
-            let router = Ingest::new(config, spool.clone(), queue.clone(), stop.clone()).router();
+            let ingest = Ingest::new(config, spool.clone(), queue.clone(), stop.clone());
+            let (accepting, router) = (ingest.accepting(), ingest.router());
             let tcp = bind(config.listen, "FOREBAY_LISTEN")?;
             ingest_address = tcp.local_addr().ok();
             let stop = stop.clone();
-            tasks.spawn(async move { listener::serve(tcp, router, stop, GRACE).await });
+            tasks.spawn(async move {
+                let told = async {
+                    stop.cancelled().await;
+                    Instant::now()
+                };
+                let ((), told) = tokio::join!(listener::serve(tcp, router, stop.clone(), GRACE), told);
+                accepting.close();
+                if timeout_at(told + GRACE, accepting.wait()).await.is_err() {
+                    tracing::warn!("photos whose devices have hung up are on disk only; they are adopted later");
+                }
+            });
         }
 
         let parts = Parts {

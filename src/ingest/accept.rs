@@ -30,8 +30,8 @@ pub async fn accept(ingest: &Ingest, fields: Fields, photo: Photo) -> Result<Acc
     let span = Span::current();
     span.record("upload", tracing::field::display(upload.id));
     span.record("device", tracing::field::display(&upload.device_id));
-    let ingest = ingest.clone();
-    let persisted = tokio::spawn(
+    let (accepting, ingest) = (ingest.accepting.clone(), ingest.clone());
+    let persisted = accepting.spawn(
         async move {
             let persisted = persist(&ingest, upload, bytes).await;
             drop(room);

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use self::admission::Admission;
@@ -45,6 +46,8 @@ pub struct Ingest {
     body_timeout: Duration,
     refusals: Arc<Refusals>,
     stopping: CancellationToken,
+    /// Acceptances under way, whether or not their devices still wait for them.
+    accepting: TaskTracker,
 }
 
 impl Ingest {
@@ -59,7 +62,13 @@ impl Ingest {
             body_timeout: config.body_timeout,
             refusals: Arc::new(Refusals::new()),
             stopping,
+            accepting: TaskTracker::new(),
         }
+    }
+
+    /// The acceptances under way: a process that stops waits for them, as some go on when their devices have hung up.
+    pub fn accepting(&self) -> TaskTracker {
+        self.accepting.clone()
     }
 
     /// The device API.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use forebay::crash_points::{Action, Armed, Point};
 use rustix::process::Signal;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -110,6 +111,31 @@ async fn an_ingest_that_is_stopped_closes_its_door_and_finishes_the_photo_that_i
     let mut photos = Vec::new();
     spool.walk(|_, record| photos.push(record.unwrap().sha256)).unwrap();
     assert_eq!(photos, [forebay::upload::Sha256::of(&photo(1))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_that_is_stopped_finishes_the_photo_whose_device_has_hung_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let stall = Armed { point: Point::SpoolStored, action: Action::Stall(Duration::from_secs(1)), at: 1 };
+    let settings = [("FOREBAY_QUEUE_URL".into(), url.clone()), ("FOREBAY_CRASH_POINTS".into(), stall.to_string())];
+    let program = Program::start("ingest", &settings, &data).await;
+
+    let body = json_upload("cam-1", None, &photo(1)).to_string();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut device = TcpStream::connect(&program.address()).await.unwrap();
+    device.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let reached = |line: &Value| line["message"] == "crash point reached";
+    eventually("the photo to be on disk", async || program.log().iter().any(reached).then_some(())).await;
+    drop(device);
+    assert!(program.terminate().await, "it exits with 0");
+    let mut queue = PgConnection::connect(&url).await.unwrap();
+    let (kept,): (i64,) = sqlx::query_as("SELECT count(*) FROM uploads").fetch_one(&mut queue).await.unwrap();
+    assert_eq!(kept, 1, "what was begun is in the queue too");
 }
 
 /// Sends `text`; what is answered, or nothing when the connection is closed.
