@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use sqlx::postgres::PgPoolOptions;
 
+use crate::leftovers::Leftovers;
 use crate::load::{self, Bodies, PHOTO_BYTES};
 use crate::report::{Contestant, Measured, Report, Target};
 use crate::support::postgres::Cluster;
@@ -26,14 +27,14 @@ const CONNECTIONS: u32 = 64;
 /// Seconds of load for each that was asked for: at the site's rate there are few photos in one.
 const TIMES_AS_LONG: u64 = 4;
 
-pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
+pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, report: &mut Report) {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
     let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
     let (mut bare, mut ours, mut ours_at_ten) = (Times::default(), Times::default(), Times::default());
     let seconds = plan.seconds * TIMES_AS_LONG;
     for round in 0..plan.rounds {
         plan.tell(round, "the bare cost of a synced file, a synced folder and a commit");
-        let took = bare_ms(&cluster, seconds).await;
+        let took = bare_ms(&cluster, seconds, leftovers).await;
         bare.push(quantile(&took, 0.5), quantile(&took, 0.99));
         settle().await;
         for (times, seen_at) in [(1.0, &mut ours), (10.0, &mut ours_at_ten)] {
@@ -46,7 +47,7 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
             assert!(seen.refused + seen.broken == 0, "{seen:?}");
             assert!(seen.per_second() > rate * 0.9, "{:.0} a second came, not {rate:.0}", seen.per_second());
             seen_at.push(seen.p50 as f64 / 1000.0, seen.p99 as f64 / 1000.0);
-            site.agrees(&seen).await;
+            leftovers.keep(site.agrees(&seen).await);
             settle().await;
         }
     }
@@ -84,7 +85,7 @@ impl Times {
 }
 
 /// Photos are written and rows committed at the site's rate, each for itself, as an appliance would that did nothing else.
-async fn bare_ms(cluster: &Cluster, seconds: u64) -> Vec<f64> {
+async fn bare_ms(cluster: &Cluster, seconds: u64, leftovers: &mut Leftovers) -> Vec<f64> {
     let database = cluster.database();
     // as the product's own, and none is opened while it is timed
     let pool = PgPoolOptions::new().min_connections(8).max_connections(8).test_before_acquire(false);
@@ -114,7 +115,9 @@ async fn bare_ms(cluster: &Cluster, seconds: u64) -> Vec<f64> {
             began.elapsed().as_secs_f64() * 1000.0
         });
     }
-    writing.join_all().await
+    let took = writing.join_all().await;
+    leftovers.keep(folder);
+    took
 }
 
 fn write_durably(folder: PathBuf, number: u32, photo: &[u8]) -> std::io::Result<()> {

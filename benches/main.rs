@@ -14,6 +14,7 @@ mod backlog;
 mod drain;
 mod footprint;
 mod latency;
+mod leftovers;
 mod load;
 mod machine;
 mod peers;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use forebay::units::{UnixMs, parse_span};
 
+use crate::leftovers::Leftovers;
 use crate::load::Bodies;
 use crate::machine::Machine;
 use crate::report::Report;
@@ -138,16 +140,18 @@ async fn measure(plan: &Plan) -> std::io::Result<()> {
     report.machine.lines().iter().for_each(|line| println!("{line}"));
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     let bodies = Bodies::new();
-    for part in [What::Throughput, What::Drain, What::Footprint, What::Latency, What::Backlog] {
+    let mut leftovers = Leftovers::default();
+    // those first that only store: the others delete, and who makes files afterwards may pay for that
+    for part in [What::Throughput, What::Latency, What::Drain, What::Footprint, What::Backlog] {
         if !plan.what.has(part) {
             continue;
         }
         match part {
             What::All => {}
-            What::Throughput => throughput::run_all(plan, &bodies, &mut report).await,
+            What::Throughput => throughput::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Drain => drain::run_all(plan, &mut report).await,
             What::Footprint => footprint::run_all(plan, &bodies, &mut report).await,
-            What::Latency => latency::run_all(plan, &bodies, &mut report).await,
+            What::Latency => latency::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Backlog => backlog::run_all(plan, &mut report).await,
         }
         // what is there is kept, whatever becomes of the next

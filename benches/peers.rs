@@ -13,8 +13,18 @@ use crate::support::{eventually, free_port};
 /// One of nginx's, with a configuration of the bench's own.
 pub struct Nginx {
     pub url: String,
-    process: Child,
+    server: Server,
     folder: TempDir,
+}
+
+/// A server of several processes, ended in order when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        signal(self.0.id(), Signal::TERM);
+        let _ = self.0.wait();
+    }
 }
 
 impl Nginx {
@@ -51,31 +61,30 @@ impl Nginx {
         command.args(["-e", &format!("{at}/error.log"), "-c", &format!("{at}/nginx.conf")]).stderr(Stdio::null());
         let process = start(command);
         answers(port).await;
-        Nginx { url: format!("http://127.0.0.1:{port}/"), process, folder }
+        Nginx { url: format!("http://127.0.0.1:{port}/"), server: Server(process), folder }
     }
 
     /// Its master; the workers are its children.
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.server.0.id()
     }
 
     /// How many photos it has stored.
     pub fn stored(&self) -> u64 {
         count(&self.folder.path().join("photos"))
     }
-}
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        signal(self.process.id(), Signal::TERM);
-        let _ = self.process.wait();
+    /// Stops; what it has stored.
+    pub fn end(self) -> TempDir {
+        drop(self.server);
+        self.folder
     }
 }
 
 /// Flask under gunicorn behind nginx, with a table in Postgres.
 pub struct Flask {
     front: Nginx,
-    gunicorn: Child,
+    gunicorn: Server,
     folder: TempDir,
 }
 
@@ -99,7 +108,7 @@ impl Flask {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PEER_FOLDER", folder.path())
             .env("PEER_DATABASE", database);
-        let gunicorn = start(gunicorn);
+        let gunicorn = Server(start(gunicorn));
         answers(port).await;
         Flask { front: Nginx::before(&format!("127.0.0.1:{port}")).await, gunicorn, folder }
     }
@@ -112,12 +121,12 @@ impl Flask {
     pub fn stored(&self) -> u64 {
         count(self.folder.path())
     }
-}
 
-impl Drop for Flask {
-    fn drop(&mut self) {
-        signal(self.gunicorn.id(), Signal::TERM);
-        let _ = self.gunicorn.wait();
+    /// Stops; what it and the nginx before it have stored.
+    pub fn end(self) -> [TempDir; 2] {
+        let front = self.front.end();
+        drop(self.gunicorn);
+        [front, self.folder]
     }
 }
 

@@ -3,6 +3,7 @@
 
 use tempfile::TempDir;
 
+use crate::leftovers::Leftovers;
 use crate::load::{self, Bodies, Load, PHOTO_BYTES, Seen};
 use crate::peers::{Flask, Nginx};
 use crate::report::{Contestant, Measured, Report, Target};
@@ -43,25 +44,37 @@ impl Site {
         self.data.path().join("data")
     }
 
-    /// Stops, and holds queue, spool and bucket against each other: each good answer is an upload, and nothing disagrees.
-    pub async fn agrees(mut self, seen: &Seen) {
+    /// Stops, and holds queue, spool and bucket against each other: each good answer is an upload, and nothing disagrees. What
+    /// it has stored.
+    pub async fn agrees(mut self, seen: &Seen) -> TempDir {
         for replica in self.replicas.drain(..) {
             assert!(replica.terminate().await, "a replica stops in order");
         }
         let report = crate::verified(&self.settings, &self.folder()).await;
         let queued = report["waiting"].as_u64().unwrap_or(0);
         assert!(queued >= seen.uploads(), "{queued} are queued, {} were answered", seen.uploads());
+        self.data
     }
 }
 
-pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
-    let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
-    let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
-    one(plan, bodies, &cluster, &store, report).await;
-    replicas(plan, bodies, &cluster, &store, report).await;
+/// What both comparisons stand on.
+struct Rig<'a> {
+    plan: &'a Plan,
+    bodies: &'a Bodies,
+    cluster: &'a Cluster,
+    store: &'a weed::Server,
 }
 
-async fn one(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Server, report: &mut Report) {
+pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, report: &mut Report) {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
+    let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
+    let rig = Rig { plan, bodies, cluster: &cluster, store: &store };
+    one(&rig, leftovers, report).await;
+    replicas(&rig, leftovers, report).await;
+}
+
+async fn one(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report) {
+    let Rig { plan, bodies, cluster, store } = *rig;
     let (mut ours, mut theirs, mut cost, mut their_cost, mut p99) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..plan.rounds {
         plan.tell(round, "nginx stores raw photos");
@@ -71,7 +84,7 @@ async fn one(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Serv
         assert!(seen.refused + seen.broken == 0 && nginx.stored() >= seen.uploads(), "{seen:?}");
         their_cost.push(cpu_per(crate::machine::cpu(nginx.pid()) - before, seen.uploads()));
         theirs.push(seen.per_second());
-        drop(nginx);
+        leftovers.keep(nginx.end());
         settle().await;
 
         plan.tell(round, "forebay takes base64 in JSON");
@@ -83,7 +96,7 @@ async fn one(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Serv
         assert!(seen.refused + seen.broken == 0, "{seen:?}");
         ours.push(seen.per_second());
         p99.push(seen.p99 as f64 / 1000.0);
-        site.agrees(&seen).await;
+        leftovers.keep(site.agrees(&seen).await);
         settle().await;
     }
     report.add(Measured {
@@ -112,7 +125,8 @@ async fn one(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Serv
     });
 }
 
-async fn replicas(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed::Server, report: &mut Report) {
+async fn replicas(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report) {
+    let Rig { plan, bodies, cluster, store } = *rig;
     let (mut ours, mut theirs) = (vec![], vec![]);
     for round in 0..plan.rounds {
         plan.tell(round, "Flask under gunicorn behind nginx");
@@ -120,7 +134,7 @@ async fn replicas(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed:
         let seen = load::send("POST", flask.url(), "application/json", &bodies.json, at_full_speed(plan)).await;
         assert!(seen.refused + seen.broken == 0 && flask.stored() >= seen.uploads(), "{seen:?}");
         theirs.push(seen.per_second());
-        drop(flask);
+        flask.end().into_iter().for_each(|folder| leftovers.keep(folder));
         settle().await;
 
         plan.tell(round, "three replicas of forebay behind nginx");
@@ -132,7 +146,7 @@ async fn replicas(plan: &Plan, bodies: &Bodies, cluster: &Cluster, store: &weed:
         assert!(seen.refused + seen.broken == 0, "{seen:?}");
         ours.push(seen.per_second());
         drop(front);
-        site.agrees(&seen).await;
+        leftovers.keep(site.agrees(&seen).await);
         settle().await;
     }
     report.add(Measured {
