@@ -214,6 +214,7 @@ impl Drain {
                         arrived_bytes: self.pacer.arrived_bytes(),
                         resent_bytes: self.pacer.resent_bytes(),
                         waiting: self.pacer.waiting(),
+                        photo_bytes: underway.bytes() / underway.len().max(1) as u64,
                         backlog,
                     },
                 ),

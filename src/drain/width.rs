@@ -1,8 +1,9 @@
 //! How many uploads are on their way at once: as many as fill the allowance, and no more.
 //!
-//! Always: widened only while the allowance is not filled although more waits to leave, and kept only if more then arrives;
-//! a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections, which would
-//! send more and bring less. Never: beyond a fixed number, or below one that keeps a quick store busy.
+//! Always: while the allowance is not filled although more waits to leave, widened on trial, and kept so only if more then
+//! arrives; a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections,
+//! which would send more and bring less. While it is filled, just enough wait for the pacer to outlast a pause of store or
+//! queue. Never: beyond a fixed number, or below one that keeps a quick store busy.
 
 use std::time::Duration;
 
@@ -26,8 +27,12 @@ const VERY_LOSSY: f64 = 0.15;
 /// How long a width that did not help is not tried again; it doubles each time.
 const REST_MIN: Duration = Duration::from_secs(30);
 const REST_MAX: Duration = Duration::from_secs(480);
-/// When so many wait for the pacer on the mean, there are more on their way than the allowance needs.
-const WAITING_MAX: f64 = 4.0;
+/// What waits for the pacer is to last for so long while store and queue pause…
+const SLACK: Duration = Duration::from_millis(150);
+/// …within these limits. With more than that on the mean there are more on their way than the allowance needs; with less
+/// than half, fewer.
+const WAITING_MIN: f64 = 4.0;
+const WAITING_MAX: f64 = 16.0;
 
 /// The width of one drain.
 #[derive(Debug)]
@@ -67,8 +72,18 @@ pub struct Seen {
     pub resent_bytes: u64,
     /// How many wait for the pacer.
     pub waiting: usize,
+    /// The size of a photo, on the mean.
+    pub photo_bytes: u64,
     /// More waits than is on its way.
     pub backlog: bool,
+}
+
+impl Seen {
+    /// How many should wait for the pacer.
+    fn enough(&self) -> f64 {
+        let bytes = self.allowance.0 as f64 * SLACK.as_secs_f64();
+        (bytes / self.photo_bytes.max(1) as f64).clamp(WAITING_MIN, WAITING_MAX)
+    }
 }
 
 impl Default for Width {
@@ -109,7 +124,7 @@ impl Width {
             let resent = (seen.resent_bytes - first.resent_bytes) as f64 / seconds;
             let lost = resent / (arrived + resent).max(1.0);
             let before = self.uploads;
-            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived, lost);
+            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived, lost, seen.enough());
             if self.uploads != before {
                 tracing::debug!(uploads = self.uploads, before, paid, arrived, lost, "another width");
             }
@@ -128,8 +143,9 @@ impl Width {
         (self.looks, self.waiting, self.backlog) = (0, 0, true);
     }
 
-    /// The allowance was `filled` or not, so many bytes arrived a second, and this part of what left was sent again.
-    fn judge(&mut self, now: Instant, filled: bool, rate: f64, lost: f64) {
+    /// The allowance was `filled` or not, so many bytes arrived a second, this part of what left was sent again, and `enough`
+    /// should wait for the pacer.
+    fn judge(&mut self, now: Instant, filled: bool, rate: f64, lost: f64, enough: f64) {
         let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
         match &mut self.trial {
             Some(trial) if !trial.settled => trial.settled = true,
@@ -150,7 +166,11 @@ impl Width {
             }
             None if lost > VERY_LOSSY => self.uploads = (self.uploads - self.uploads.div_ceil(4)).max(MIN),
             None if lost > LOSSY => {}
-            None if filled && waiting > WAITING_MAX => self.uploads = (self.uploads - 1).max(MIN),
+            None if filled && waiting > enough => self.uploads = (self.uploads - 1).max(MIN),
+            None if filled && waiting < enough / 2.0 && self.backlog => {
+                let missing = (enough / 2.0 - waiting).ceil() as usize;
+                self.uploads = (self.uploads + missing).min(MAX);
+            }
             None if filled => {}
             None if self.backlog && self.rests_until.is_none_or(|until| until <= now) => self.widen(rate),
             None => {}
@@ -188,11 +208,41 @@ mod tests {
                 arrived_bytes: arrived as u64,
                 resent_bytes: 0,
                 waiting,
+                photo_bytes: 250_000,
                 backlog: true,
             };
             width.look(start + Duration::from_millis(tick * 100), seen);
         }
         width
+    }
+
+    /// The width after half a minute at an allowance that is filled, of photos of this size, `elsewhere` of which wait for
+    /// store or queue.
+    fn when_filled(allowance: Rate, photo_bytes: u64, elsewhere: usize) -> usize {
+        let (mut width, start) = (Width::default(), Instant::now());
+        for tick in 0..300 {
+            let bytes = allowance.0 / 10 * tick;
+            let seen = Seen {
+                allowance,
+                paid_bytes: bytes,
+                arrived_bytes: bytes,
+                resent_bytes: 0,
+                waiting: width.uploads().saturating_sub(elsewhere),
+                photo_bytes,
+                backlog: true,
+            };
+            width.look(start + Duration::from_millis(tick * 100), seen);
+        }
+        width.uploads()
+    }
+
+    #[test]
+    fn what_waits_outlasts_a_pause_of_the_store() {
+        // 25 MB/s carry 15 photos of 250 kB in 150 ms; at least half of that is kept waiting
+        assert_eq!(when_filled(Rate(25_000_000), 250_000, 6), 6 + 8);
+        // and of large ones there are never many
+        assert_eq!(when_filled(Rate(25_000_000), 5_000_000, 6), 6 + 2);
+        assert_eq!(when_filled(ALLOWANCE, 250_000, 3), 3 + 4);
     }
 
     #[test]
@@ -213,7 +263,7 @@ mod tests {
     fn a_link_that_loses_what_it_cannot_carry_is_given_less() {
         let mut width = Width::default();
         let now = Instant::now();
-        (0..10).for_each(|_| width.judge(now, false, 1_000_000.0, 0.4));
+        (0..10).for_each(|_| width.judge(now, false, 1_000_000.0, 0.4, 4.0));
         assert_eq!(width.uploads(), MIN);
     }
 
@@ -233,6 +283,7 @@ mod tests {
                 arrived_bytes: tick * 1000,
                 resent_bytes: 0,
                 waiting: 0,
+                photo_bytes: 250_000,
                 backlog: false,
             };
             width.look(start + Duration::from_millis(tick * 100), seen);
