@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, SettingFlags, stop_signal};
@@ -26,6 +26,8 @@ use crate::telemetry;
 /// How long requests and uploads in flight may take to finish once the process is told to stop. Below the ten seconds after
 /// which container runtimes kill.
 pub const GRACE: Duration = Duration::from_secs(8);
+/// How long the queue's connections may take to be closed in order.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Which roles a process runs; the console is in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,14 +129,21 @@ impl Appliance {
             ingest_address = tcp.local_addr().ok();
             let stop = stop.clone();
             tasks.spawn(async move {
-                let told = async {
+                let over = async {
                     stop.cancelled().await;
-                    Instant::now()
+                    sleep(GRACE).await;
                 };
-                let ((), told) = tokio::join!(listener::serve(tcp, router, stop.clone(), GRACE), told);
-                accepting.close();
-                if timeout_at(told + GRACE, accepting.wait()).await.is_err() {
-                    tracing::warn!("photos whose devices have hung up are on disk only; they are adopted later");
+                let done = async {
+                    listener::serve(tcp, router, stop.clone(), GRACE).await;
+                    accepting.close();
+                    accepting.wait().await;
+                };
+                tokio::select! {
+                    () = done => {}
+                    () = over => {
+                        let photos = accepting.len();
+                        tracing::warn!(photos, "still being made durable when the time to stop was over; no device was told yes");
+                    }
                 }
             });
         }
@@ -173,7 +182,8 @@ impl Appliance {
     pub async fn stopped(self) {
         let queue = self.queue.clone();
         self.roles_stopped().await;
-        queue.close().await;
+        // whoever has a connection in hand has had its time
+        let _ = timeout(CLOSE_TIMEOUT, queue.close()).await;
     }
 
     /// Waits until every role has stopped; the queue stays open.

@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
         }
     });
     // blocking tasks that hang on a dead disk must not keep the process
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     done.unwrap_or_else(fail)
 }
 
