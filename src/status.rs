@@ -246,14 +246,16 @@ impl Condition {
         !matches!(self, Condition::Elsewhere | Condition::Standby)
     }
 
-    /// In a word or a sentence.
-    pub fn in_words(&self) -> String {
+    /// In a word or a sentence, at a moment.
+    pub fn in_words(&self, now: UnixMs) -> String {
         match self {
             Condition::Elsewhere => "not in this process".to_owned(),
             Condition::Pouring => "pouring".to_owned(),
             Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
             Condition::Idle => "idle, nothing may leave now".to_owned(),
-            Condition::Paused { reason, since, .. } => format!("PAUSED since {since}: {reason}"),
+            Condition::Paused { reason, since, .. } => {
+                format!("PAUSED, for {} so far: {reason}", span(now.since(*since)))
+            }
             Condition::Held { who, .. } => format!("PAUSED by {who}; `forebay resume` ends it"),
             Condition::Stopping => "stopping".to_owned(),
         }
@@ -289,7 +291,7 @@ impl fmt::Display for Status {
             Some(reason) => writeln!(f, "queue      {} UNREACHABLE: {reason}", self.queue.kind)?,
         }
         writeln!(f, "arriving   {}", self.arriving)?;
-        writeln!(f, "draining   {}, {}", self.draining, drain.condition.in_words())?;
+        writeln!(f, "draining   {}, {}", self.draining, drain.condition.in_words(self.at))?;
         match drain.allowance_bytes_per_second {
             0 => writeln!(f, "allowance  nothing, {}", drain.allowance_rule)?,
             bytes => writeln!(f, "allowance  {}, {}", Rate(bytes), drain.allowance_rule)?,

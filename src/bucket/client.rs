@@ -36,6 +36,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
+use crate::error::chain;
 use crate::pacer::{Meter, PacedConnection, Pacer, Turn};
 
 /// A connection that was not used for so long is not used again: stores and firewalls give up theirs after about as long.
@@ -121,10 +122,15 @@ impl Client {
                 format!("the proxy that the environment names is {scheme}://…; only http:// is supported").into()
             );
         }
+        let past = intercept.as_ref().map(|proxy| address(proxy.uri()));
         let opening = self.open(&to, intercept.map(|proxy| (proxy.uri().clone(), proxy.basic_auth().cloned())), &turn);
-        let mut opened = tokio::time::timeout(timeout, opening).await.map_err(|_| {
-            io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {to} within {timeout:?}"))
-        })??;
+        let opened = tokio::time::timeout(timeout, opening).await;
+        let opened = opened.map_err(|_| format!("none within {timeout:?}"));
+        let mut opened = opened.and_then(|opened| opened.map_err(|error| chain(error.as_ref()))).map_err(|why| {
+            // host and port alone: an address may hold a password
+            let past = past.map(|proxy| format!(" past the proxy {proxy}")).unwrap_or_default();
+            format!("no connection to {}{past}: {why}", address(&to))
+        })?;
         let response = opened.sender.send_request(request).await?;
         self.keep(opened);
         Ok(response)
@@ -200,6 +206,12 @@ fn origin(uri: &Uri) -> Result<Uri, Failure> {
         return Err(format!("{uri} names no host").into());
     };
     Ok(Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query("/").build()?)
+}
+
+/// Host and port, for people.
+fn address(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or("?");
+    uri.port_u16().map_or(host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// The host as it is signed: with its port, unless that is the scheme's own.

@@ -21,7 +21,7 @@ use crate::audit::{Depth, Report, Subjects, audit};
 use crate::bucket::Bucket;
 use crate::config::{BucketConfig, Config, Source};
 use crate::embedded_s3::EmbeddedS3;
-use crate::fleet::{self, Pattern, Plan};
+use crate::fleet::{self, LAST_TRIES, Pattern, Plan};
 use crate::ledger::Ledger;
 use crate::pacer::Pacer;
 use crate::status::Status;
@@ -112,6 +112,7 @@ pub async fn run(args: Args) -> Outcome {
         photo_bytes: args.photo_bytes.0 as usize,
         pattern: args.pattern,
         duration: args.duration,
+        last_tries: LAST_TRIES,
     };
     let over = CancellationToken::new();
     let watching = tokio::spawn(watch(pacer.clone(), appliance.snapshots.clone(), over.clone()));
@@ -142,7 +143,7 @@ pub async fn run(args: Args) -> Outcome {
         say!("kept in {}", data.path.display());
     }
     let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
-    Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if agrees && report.acknowledged > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The folder of one demo, removed at the end unless it is to be kept.
@@ -280,9 +281,10 @@ fn summary(report: &Report, drained: &Drained, tally: &fleet::Tally, allowance: 
     report.shown.iter().for_each(|text| say!("  DISAGREES: {text}"));
     let agrees = report.agrees() && report.acknowledged == report.verified + report.waiting + report.journaled;
     say!();
-    match agrees {
-        true => say!("acknowledged = verified + still queued: nothing was lost"),
-        false => say!("acknowledged and verified DO NOT AGREE"),
+    match (agrees, report.acknowledged) {
+        (true, 0) => say!("NO photo was acknowledged, so this shows nothing"),
+        (true, _) => say!("acknowledged = verified + still queued: nothing was lost"),
+        (false, _) => say!("acknowledged and verified DO NOT AGREE"),
     }
     agrees
 }

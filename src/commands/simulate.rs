@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, stop_signal};
-use crate::fleet::{self, Pattern, Plan, Tally};
+use crate::fleet::{self, LAST_TRIES, Pattern, Plan, Tally};
 use crate::ledger::Ledger;
 use crate::units::{ByteSize, parse_span};
 
@@ -61,6 +61,7 @@ pub async fn run(args: Args) -> Outcome {
         photo_bytes: args.photo_bytes.0 as usize,
         pattern: args.pattern,
         duration: args.duration,
+        last_tries: LAST_TRIES,
     };
     let ledger = match &args.ledger {
         None => None,
@@ -79,13 +80,15 @@ pub async fn run(args: Args) -> Outcome {
 
     let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     say!(
-        "{} photos taken, {} acknowledged ({}), {} tries repeated, {} refused, {} unanswered; acknowledged in {:.0} ms (median), {:.0} ms (p99)",
+        "{} photos taken, {} acknowledged ({}), {} tries repeated, {} refused, {} unanswered, {} put off; \
+         acknowledged in {:.0} ms (median), {:.0} ms (p99)",
         number(&tally.photos),
         number(&tally.acknowledged),
         ByteSize(number(&tally.acknowledged_bytes)),
         number(&tally.retries),
         number(&tally.refused),
         number(&tally.unanswered),
+        number(&tally.put_off),
         tally.latency_ms(0.5),
         tally.latency_ms(0.99),
     );

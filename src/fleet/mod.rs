@@ -8,7 +8,7 @@ pub mod photo;
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -28,8 +28,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const KEPT_PHOTOS: u32 = 5;
 /// Photos that a talkative device sends at once at most: with one at a time it could not send as often as it is to.
 const SENDERS_MAX: u32 = 8;
-/// How long a device that has a photo under way may go on after the end.
-const LAST_TRIES: Duration = Duration::from_secs(30);
+/// How long a device that has a photo under way may go on after the end, where nothing else is said.
+pub const LAST_TRIES: Duration = Duration::from_secs(30);
 
 /// When devices send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -55,6 +55,8 @@ pub struct Plan {
     pub photo_bytes: usize,
     pub pattern: Pattern,
     pub duration: Duration,
+    /// How long a device that has a photo under way may go on after the end.
+    pub last_tries: Duration,
 }
 
 /// What happened so far; readable while the fleet runs.
@@ -69,7 +71,9 @@ pub struct Tally {
     pub retries: AtomicU64,
     /// Photos refused for good.
     pub refused: AtomicU64,
-    /// Photos that had no answer by the end.
+    /// Photos whose last answer by the end was to come again later.
+    pub put_off: AtomicU64,
+    /// Photos that had neither by the end: nobody answered their last try, or it was their first and still under way.
     pub unanswered: AtomicU64,
     /// Milliseconds from the first byte of a send to its acknowledgement.
     latencies_ms: Mutex<Vec<f32>>,
@@ -99,7 +103,7 @@ impl Tally {
     }
 }
 
-/// Runs the fleet until its time is over or `stop` is cancelled; photos under way then get [`LAST_TRIES`] to be answered.
+/// Runs the fleet until its time is over or `stop` is cancelled; photos under way then have their last tries.
 pub async fn run(
     plan: Plan,
     ledger: Option<Arc<Ledger>>,
@@ -114,7 +118,7 @@ pub async fn run(
     let client = client.timeout(ANSWER_TIMEOUT).tcp_nodelay(true).build().map_err(|e| crate::error::chain(&e))?;
     let shared = Arc::new(Shared { plan: plan.clone(), camera, client, ledger, tally, run: rand::random() });
     let began = Instant::now();
-    let end = began + plan.duration;
+    let (end, last_tries) = (began + plan.duration, plan.last_tries);
     let giving_up = CancellationToken::new();
     let mut devices = tokio::task::JoinSet::new();
     for number in 0..plan.devices {
@@ -127,7 +131,7 @@ pub async fn run(
         () = sleep_until(end) => {}
         () = stop.cancelled() => {}
     }
-    let deadline = Instant::now() + LAST_TRIES;
+    let deadline = Instant::now() + last_tries;
     while let Ok(Some(_)) = tokio::time::timeout_at(deadline, devices.join_next()).await {}
     giving_up.cancel();
     while devices.join_next().await.is_some() {}
@@ -189,10 +193,13 @@ async fn device(
             () = sleep_until(due) => {}
             () = stop.cancelled() => return,
         }
+        let put_off = AtomicBool::new(false);
         tokio::select! {
-            () = send(shared, number, sequence) => {}
+            () = send(shared, number, sequence, &put_off) => {}
             () = giving_up.cancelled() => {
-                shared.tally.unanswered.fetch_add(1, Ordering::Relaxed);
+                let tally = &shared.tally;
+                let ended = if put_off.load(Ordering::Relaxed) { &tally.put_off } else { &tally.unanswered };
+                ended.fetch_add(1, Ordering::Relaxed);
                 return;
             }
         }
@@ -218,13 +225,15 @@ struct Answer {
 
 enum Answered {
     Yes(Ack),
-    /// Come again after this long.
+    /// Come again, after this long if it was said.
     Later(Option<Duration>),
+    /// Nobody did.
+    Nothing,
     Never(String),
 }
 
-/// One photo, until it is acknowledged or refused for good.
-async fn send(shared: &Shared, number: usize, sequence: u32) {
+/// One photo, until it is acknowledged or refused for good; whether its last answer put it off stands in `put_off`.
+async fn send(shared: &Shared, number: usize, sequence: u32, put_off: &AtomicBool) {
     let (tally, device_id) = (&shared.tally, format!("cam-{:04}", number + 1));
     let upload_id = format!("{:08x}-{sequence}", shared.run);
     let photo = shared.camera.photo(number + sequence as usize, &format!("{device_id} {upload_id}"));
@@ -246,7 +255,9 @@ async fn send(shared: &Shared, number: usize, sequence: u32) {
             },
         );
         let began = Instant::now();
-        match post(shared, &device_id, &upload_id, body.clone()).await {
+        let answered = post(shared, &device_id, &upload_id, body.clone()).await;
+        put_off.store(matches!(answered, Answered::Later(_)), Ordering::Relaxed);
+        let after = match answered {
             Answered::Yes(ack) if ack.sha256 == sha256 && ack.size_bytes == size_bytes => {
                 tally.acknowledged.fetch_add(1, Ordering::Relaxed);
                 tally.acknowledged_bytes.fetch_add(size_bytes, Ordering::Relaxed);
@@ -265,12 +276,12 @@ async fn send(shared: &Shared, number: usize, sequence: u32) {
                 tally.refused.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            Answered::Later(after) => {
-                tally.retries.fetch_add(1, Ordering::Relaxed);
-                let own = Duration::from_millis(500).saturating_mul(1 << try_number.min(6)).min(PAUSE_MAX);
-                sleep(after.unwrap_or(own).mul_f64(rand::random_range(1.0..1.2))).await;
-            }
-        }
+            Answered::Later(after) => after,
+            Answered::Nothing => None,
+        };
+        tally.retries.fetch_add(1, Ordering::Relaxed);
+        let own = Duration::from_millis(500).saturating_mul(1 << try_number.min(6)).min(PAUSE_MAX);
+        sleep(after.unwrap_or(own).mul_f64(rand::random_range(1.0..1.2))).await;
     }
 }
 
@@ -290,7 +301,7 @@ async fn post(shared: &Shared, device_id: &str, upload_id: &str, body: bytes::By
             let error = crate::error::chain(&error);
             shared.tally.trouble(|| error.clone());
             note(shared, Entry::Failed { at: UnixMs::now(), device_id, upload_id, error });
-            return Answered::Later(None);
+            return Answered::Nothing;
         }
     };
     let ack = status.is_success().then(|| serde_json::from_slice::<Answer>(&text).ok()).flatten();
@@ -328,4 +339,54 @@ fn json(device_id: &str, upload_id: &str, photo: &[u8]) -> Vec<u8> {
     base64_simd::STANDARD.encode_append(photo, &mut body);
     body.extend_from_slice(b"\"}");
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What becomes of one photo of one device, at this address.
+    async fn of_one_photo(url: String) -> Arc<Tally> {
+        let tally = Arc::new(Tally::default());
+        let plan = Plan {
+            url,
+            devices: 1,
+            per_minute: 1.0,
+            talkative: 1,
+            photo_bytes: 20_000,
+            pattern: Pattern::Burst,
+            duration: Duration::from_millis(500),
+            last_tries: Duration::from_millis(500),
+        };
+        run(plan, None, tally.clone(), CancellationToken::new()).await.unwrap();
+        tally
+    }
+
+    fn numbers(tally: &Tally) -> [u64; 3] {
+        [&tally.photos, &tally.put_off, &tally.unanswered].map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_photo_that_is_put_off_to_the_end_is_not_one_that_nobody_answers() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let later = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n";
+        let answering = tokio::spawn(async move {
+            let (mut device, _) = listener.accept().await.unwrap();
+            let mut sent = Vec::new();
+            while !sent.ends_with(b"\"}") {
+                device.read_buf(&mut sent).await.unwrap();
+            }
+            device.write_all(later).await.unwrap();
+            device
+        });
+        let put_off = of_one_photo(url.clone()).await;
+        drop(answering.await.unwrap());
+        // nobody listens there any more
+        let unanswered = of_one_photo(url).await;
+        assert_eq!((numbers(&put_off), numbers(&unanswered)), ([1, 1, 0], [1, 0, 1]));
+    }
 }

@@ -11,7 +11,7 @@ use forebay::config::Endpoint;
 use forebay::drain::Drain;
 use forebay::pacer::{Pacer, Turn};
 use forebay::status::Condition;
-use forebay::units::Rate;
+use forebay::units::{Rate, UnixMs};
 use forebay::upload::{Sha256, State};
 use tokio_util::sync::CancellationToken;
 
@@ -181,7 +181,7 @@ async fn a_missing_bucket_pauses_the_drain_and_charges_nobody() {
     let record = site.accept("cam-1", &photo(1)).await;
     let mut pouring = pour(&site, &bucket, FAST);
     let paused = paused(&mut pouring).await;
-    assert!(paused.in_words().contains("NoSuchBucket"), "{paused:?}");
+    assert!(paused.in_words(UnixMs::now()).contains("NoSuchBucket"), "{paused:?}");
     let waiting = in_state(&site, &record, State::Queued).await;
     assert_eq!(waiting.failures, 0);
     bucket.create().await.unwrap();
@@ -192,11 +192,14 @@ async fn a_missing_bucket_pauses_the_drain_and_charges_nobody() {
 async fn a_store_that_is_not_there_pauses_the_drain_and_charges_nobody() {
     let site = Site::start(&[]).await;
     let url = format!("http://127.0.0.1:{}", crate::support::free_port());
-    let bucket = Bucket::at(&Endpoint { url, access_key: "a".into(), secret_key: "s3cret".into() }, "photos");
+    let endpoint = Endpoint { url: url.clone(), access_key: "a".into(), secret_key: "s3cret".into() };
+    let bucket = Bucket::at(&endpoint, "photos");
     let record = site.accept("cam-1", &photo(1)).await;
     let mut pouring = pour(&site, &bucket, FAST);
-    let paused = paused(&mut pouring).await;
-    assert!(!paused.in_words().contains("s3cret"), "{paused:?}");
+    let paused = paused(&mut pouring).await.in_words(UnixMs::now());
+    let address = url.trim_start_matches("http://");
+    assert!(paused.starts_with(&format!("PAUSED, for 0s so far: PUT {}: ", record.upload.object_key)), "{paused}");
+    assert!(paused.contains(&format!("no connection to {address}: ")) && !paused.contains("s3cret"), "{paused}");
     assert_eq!(site.queue.get(record.upload.id).await.unwrap().unwrap().failures, 0);
 }
 

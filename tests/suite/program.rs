@@ -35,6 +35,14 @@ async fn a_demo_agrees_with_itself_and_removes_its_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_demo_in_which_no_photo_is_acknowledged_fails_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = run(&["demo", "--devices", "1", "--photo-bytes", "20kB", "--for", "0s"], &[], folder.path()).await;
+    assert!(!done.status.success());
+    assert!(text(&done.stdout).contains("NO photo was acknowledged"), "{}", text(&done.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_demo_does_not_touch_a_folder_that_holds_something() {
     let folder = tempfile::tempdir().unwrap();
     let precious = folder.path().join("forebay-demo");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use forebay::bucket::Bucket;
 use forebay::queue::Record;
 use forebay::status::Condition;
-use forebay::units::Rate;
+use forebay::units::{Rate, UnixMs};
 use forebay::upload::State;
 
 use crate::support::faulty_s3::{Fault, FaultyS3, Mood};
@@ -230,7 +230,7 @@ async fn when_every_photo_is_changed_on_its_way_it_is_not_the_photos() {
     let records = accept_photos(&site, 12).await;
     proxy.set(Mood::Always(Fault::BodyCorrupted));
     let mut pouring = pour_resting(&site, &bucket, FAST, Duration::from_secs(2));
-    assert!(paused(&mut pouring).await.in_words().contains("every upload is refused"));
+    assert!(paused(&mut pouring).await.in_words(UnixMs::now()).contains("every upload is refused"));
     eventually("a few probes", async || (proxy.faults() >= 20).then_some(())).await;
     assert!(site.records().await.iter().all(|record| record.state != State::Dead));
     proxy.set(Mood::Sound);

@@ -96,6 +96,7 @@ async fn trial(far: &Far, allowance: u64, talkative: u32, duration: Duration) ->
         photo_bytes: PHOTO_BYTES,
         pattern: Pattern::Steady,
         duration,
+        last_tries: fleet::LAST_TRIES,
     };
     let tally = Arc::new(Tally::default());
     let stop = CancellationToken::new();
