@@ -141,7 +141,7 @@ async fn measure(plan: &Plan) -> std::io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     let bodies = Bodies::new();
     let mut leftovers = Leftovers::default();
-    // those first that only store: the others delete, and who makes files afterwards may pay for that
+    // those first whose photos are kept: the others delete theirs, and who makes files afterwards may pay for that
     for part in [What::Throughput, What::Latency, What::Drain, What::Footprint, What::Backlog] {
         if !plan.what.has(part) {
             continue;

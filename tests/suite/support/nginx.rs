@@ -29,8 +29,8 @@ impl Nginx {
             .map(|kind| format!("    {kind}_temp_path {};\n", at(kind)))
             .collect();
         let main = format!(
-            "user root;\nworker_processes 1;\ndaemon off;\npid {};\nerror_log {} warn;\nevents {{ worker_connections 4096; }}\n\
-             http {{\n{temporary}    upstream forebay_ingest {{ {servers} keepalive 16; }}\n    include {};\n    access_log {} forebay;\n}}\n",
+            "user root;\nworker_processes auto;\ndaemon off;\npid {};\nerror_log {} warn;\nevents {{ worker_connections 4096; }}\n\
+             http {{\n{temporary}    upstream forebay_ingest {{ {servers} keepalive 64; }}\n    include {};\n    access_log {} forebay;\n}}\n",
             at("pid"),
             at("error.log"),
             server_config.display(),

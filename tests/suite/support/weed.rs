@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::bucket::{Bucket, Object};
@@ -106,7 +107,8 @@ impl Server {
         };
         eventually("SeaweedFS to store an object", async || {
             bucket.create().await.ok()?;
-            bucket.put(&object).await.ok()
+            // it may take one and never answer
+            tokio::time::timeout(Duration::from_secs(10), bucket.put(&object)).await.ok()?.ok()
         })
         .await;
     }
