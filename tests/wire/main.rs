@@ -141,6 +141,7 @@ async fn measure(plan: &Plan) -> bool {
          the counters are read every 100 ms",
         plan.what
     );
+    let (stolen, all) = namespace::stolen();
     let far = Far::start();
     let mut verdicts = Verdicts::default();
     if plan.what == What::Short {
@@ -158,6 +159,9 @@ async fn measure(plan: &Plan) -> bool {
     if plan.what.has(What::Talkative) {
         talkative::run(plan, &far, &mut verdicts).await;
     }
+    let (stolen_now, all_now) = namespace::stolen();
+    let share = (stolen_now - stolen) / (all_now - all).max(1.0);
+    println!("\nOf the processors' time {:.1}% was taken by the machine's host, for others.", share * 100.0);
     verdicts.tell()
 }
 

@@ -114,6 +114,15 @@ pub fn be_urgent() {
     let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameter) };
 }
 
+/// Jiffies of all processors since the machine was started: those that its host took for others, and all.
+pub fn stolen() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let words = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user
+    let jiffies: Vec<f64> = words.take(8).filter_map(|word| word.parse().ok()).collect();
+    (jiffies.get(7).copied().unwrap_or_default(), jiffies.iter().sum())
+}
+
 /// Processor time that a process has used so far, in milliseconds.
 pub fn cpu_ms(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
