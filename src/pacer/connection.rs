@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::Pacer;
 use super::tcp::{self, TcpInfo};
+use super::{Pacer, Paid};
 
 /// How long a connection whose congestion window is full waits before it looks again.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
@@ -70,7 +70,7 @@ pub struct PacedConnection {
 struct Paying {
     payload_bytes: u64,
     due_bytes: u64,
-    payment: Pin<Box<dyn Future<Output = u64> + Send>>,
+    payment: Pin<Box<dyn Future<Output = Paid> + Send>>,
 }
 
 /// What is known of one connection: by itself, by the pacer that looks at all of them, and by whoever sends over it.
@@ -123,11 +123,12 @@ impl PacedConnection {
                     self.paying.insert(Paying { payload_bytes, due_bytes, payment })
                 }
             };
-            let Poll::Ready(paid_bytes) = paying.payment.as_mut().poll(cx) else {
+            let Poll::Ready(paid) = paying.payment.as_mut().poll(cx) else {
                 self.meter.seen().turn.is_ours();
                 return Poll::Pending;
             };
             // after a fall of the rate less is paid for than was asked; headers are as many as for all of it at most
+            let paid_bytes = paid.bytes();
             let unpaid_bytes = paying.due_bytes - paid_bytes;
             let payload_bytes = paying.payload_bytes.min(bytes).saturating_sub(unpaid_bytes);
             self.paying = None;
@@ -135,7 +136,9 @@ impl PacedConnection {
                 // not even the headers; what was paid is forfeit
                 continue;
             }
-            match self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes)) {
+            let written = self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes));
+            drop(paid);
+            match written {
                 Ok(written) => {
                     self.meter.wrote(written as u64, paid_bytes, written as u64 == payload_bytes);
                     return Poll::Ready(Ok(written));

@@ -36,8 +36,8 @@ const SLICE_BYTES_MIN: u64 = 1514;
 const SLICE_BYTES_MAX: u64 = 64 * 1024;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);
-/// The time over which the allowance holds, and the part of it that is used: a slice that is paid for now and leaves some
-/// milliseconds late, because the machine is busy, must still find room in the second in which it leaves.
+/// The time over which the allowance holds, and the part of it that is used: what the kernel sends by itself is found up to
+/// [`LOOK`] later, and must still find room in the second in which it left.
 const WINDOW: Duration = Duration::from_secs(1);
 const WINDOW_PERMILLE: u64 = 993;
 /// The even stream runs a little below that, so that the window is the exception.
@@ -45,6 +45,8 @@ const STREAM_PERMILLE: u64 = 991;
 /// A cell of the limiter is what the rate brings in this time, or a byte: long enough that rounding a cell's time to
 /// whole nanoseconds does not matter.
 const CELL_TIME_NANOS: u64 = 20_000;
+/// How often to look whether the slices that are in the way have left.
+const LEAVING_LOOK: Duration = Duration::from_millis(1);
 /// How often all connections are looked at.
 const LOOK: Duration = Duration::from_millis(20);
 /// The same while nothing is on its way: then only the farewells of connections leave.
@@ -157,7 +159,7 @@ impl Pacer {
     /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer when the rate fell
     /// while it was waited for: no second of a low rate may hold a slice of a high one. Dropped while waiting, it has paid
     /// only for what left unpaid before.
-    pub async fn pay(&self, bytes: u64) -> u64 {
+    pub async fn pay(&self, bytes: u64) -> Paid {
         let _waits = Waits::new(&self.inner.waiting);
         let mut limiter = self.inner.turn.lock().await;
         limiter.debt_bytes += self.inner.debt_bytes.swap(0, Ordering::Relaxed);
@@ -168,7 +170,7 @@ impl Pacer {
             self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
         }
         let paid = limiter.pay_slice(bytes).await;
-        self.inner.paid_bytes.fetch_add(paid, Ordering::Relaxed);
+        self.inner.paid_bytes.fetch_add(paid.bytes, Ordering::Relaxed);
         paid
     }
 
@@ -243,6 +245,29 @@ async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
     }
 }
 
+/// A slice that was paid for. Whoever has it lets it leave, and drops it when it has left: a machine that is busy may hold
+/// them up in between, and until then the slice is in every second.
+#[must_use = "a slice that is dropped has left"]
+pub struct Paid {
+    bytes: u64,
+    window: Arc<BlockingMutex<Window>>,
+}
+
+impl Paid {
+    /// Of how many bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        // the moment is taken under the lock, so that the slices stay in order
+        let mut window = lock(&self.window);
+        window.left(Instant::now(), self.bytes);
+    }
+}
+
 /// Counts one who waits.
 struct Waits<'a>(&'a AtomicUsize);
 
@@ -308,6 +333,8 @@ struct Limiter {
 struct Window {
     slices: VecDeque<(Instant, u64)>,
     bytes: u64,
+    /// Paid for, and not known to have left.
+    leaving_bytes: u64,
 }
 
 impl Window {
@@ -320,16 +347,29 @@ impl Window {
             self.bytes -= gone;
             self.slices.pop_front();
         }
-        let excess = (self.bytes + bytes).checked_sub(window_bytes).filter(|excess| *excess > 0)?;
+        let held = self.bytes + self.leaving_bytes;
+        let excess = (held + bytes).checked_sub(window_bytes).filter(|excess| *excess > 0)?;
         // a slice larger than the window goes out alone
-        let mut excess = excess.min(self.bytes);
+        let mut excess = excess.min(held);
         for (at, gone) in &self.slices {
             excess = excess.saturating_sub(*gone);
             if excess == 0 {
                 return Some(*at + WINDOW);
             }
         }
-        None
+        // what is in the way is just about to leave
+        (excess > 0).then_some(now + LEAVING_LOOK)
+    }
+
+    /// Paid for, and about to leave.
+    fn leaves(&mut self, bytes: u64) {
+        self.leaving_bytes += bytes;
+    }
+
+    /// Has left, no later than now.
+    fn left(&mut self, now: Instant, bytes: u64) {
+        self.leaving_bytes -= bytes;
+        self.record(now, bytes);
     }
 
     fn record(&mut self, now: Instant, bytes: u64) {
@@ -357,8 +397,8 @@ impl Limiter {
         }
     }
 
-    /// Pays for one slice of up to `bytes`, which leaves now; how many.
-    async fn pay_slice(&mut self, bytes: u64) -> u64 {
+    /// Pays for one slice of up to `bytes`, which leaves now.
+    async fn pay_slice(&mut self, bytes: u64) -> Paid {
         let mut slice = self.stream(bytes).await;
         loop {
             self.may_pour().await;
@@ -372,13 +412,13 @@ impl Limiter {
                 let mut window = lock(&self.window);
                 let earliest = window.earliest(now, slice, self.plan.window_bytes);
                 if earliest.is_none() {
-                    window.record(now, slice);
+                    window.leaves(slice);
                 }
                 earliest
             };
             match earliest {
                 Some(at) => self.unless_changed(tokio::time::sleep_until(at)).await,
-                None => return slice,
+                None => return Paid { bytes: slice, window: self.window.clone() },
             }
         }
     }
@@ -453,25 +493,37 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// However late its payers wake up, and however they come.
+        /// However late its payers wake up, however they come, and however late what they paid for leaves.
         #[test]
         fn no_second_holds_more_than_the_allowance(
             allowance in 1_000u64..1_000_000,
-            steps in proptest::collection::vec((0u64..300, 1u64..1_000), 1..400),
+            steps in proptest::collection::vec((0u64..300, 1u64..1_000, 0u64..200), 1..200),
         ) {
-            let (start, mut window, mut gone) = (Instant::now(), Window::default(), Vec::new());
-            let mut now = start;
-            for (pause_ms, bytes) in steps {
+            let (mut window, mut now) = (Window::default(), Instant::now());
+            let (mut leaving, mut gone) = (Vec::new(), Vec::new());
+            let until = |now: Instant, window: &mut Window, leaving: &mut Vec<(Instant, u64)>, gone: &mut Vec<_>| {
+                leaving.sort();
+                while leaving.first().is_some_and(|(at, _)| *at <= now) {
+                    let (at, bytes) = leaving.remove(0);
+                    window.left(at, bytes);
+                    gone.push((at, bytes));
+                }
+            };
+            for (pause_ms, bytes, late_ms) in steps {
                 now += Duration::from_millis(pause_ms);
+                until(now, &mut window, &mut leaving, &mut gone);
                 while let Some(at) = window.earliest(now, bytes, allowance) {
                     prop_assert!(at > now, "it always moves on");
                     now = at;
+                    until(now, &mut window, &mut leaving, &mut gone);
                 }
-                window.record(now, bytes);
-                gone.push((now, bytes));
-                let in_the_last_second: u64 =
-                    gone.iter().filter(|(at, _)| *at + WINDOW > now).map(|(_, bytes)| bytes).sum();
-                prop_assert!(in_the_last_second <= allowance);
+                window.leaves(bytes);
+                leaving.push((now + Duration::from_millis(late_ms), bytes));
+            }
+            until(now + WINDOW, &mut window, &mut leaving, &mut gone);
+            for (from, _) in &gone {
+                let second = gone.iter().filter(|(at, _)| at >= from && *at < *from + WINDOW);
+                prop_assert!(second.map(|(_, bytes)| bytes).sum::<u64>() <= allowance);
             }
         }
 
@@ -493,7 +545,7 @@ mod tests {
     async fn pay_all(pacer: &Pacer, bytes: u64) {
         let mut left = bytes;
         while left > 0 {
-            left -= pacer.pay(left).await;
+            left -= pacer.pay(left).await.bytes();
         }
     }
 
@@ -507,7 +559,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         pacer.set_allowance(Some(Rate(100_000)));
-        assert_eq!(paying.await.unwrap(), SLICE_BYTES_MIN);
+        assert_eq!(paying.await.unwrap().bytes(), SLICE_BYTES_MIN);
     }
 
     #[tokio::test]
@@ -518,7 +570,7 @@ mod tests {
         for n in 0..20 {
             let (pacer, order) = (pacer.clone(), order.clone());
             waiting.push(tokio::spawn(async move {
-                pacer.pay(4_000).await;
+                drop(pacer.pay(4_000).await);
                 order.lock().unwrap().push(n);
             }));
             tokio::task::yield_now().await;
@@ -538,7 +590,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(100), &mut paying).await.is_err());
         assert_eq!((pacer.paid_bytes(), pacer.waiting()), (0, 1));
         pacer.set_allowance(Some(Rate(1_000_000)));
-        paying.await.unwrap();
+        drop(paying.await.unwrap());
         assert_eq!((pacer.paid_bytes(), pacer.waiting()), (1000, 0));
     }
 
@@ -551,7 +603,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(100), &mut paying).await.is_err());
         assert_eq!(pacer.paid_bytes(), 0);
         pacer.pour_until(Instant::now() + Duration::from_secs(60));
-        paying.await.unwrap();
+        drop(paying.await.unwrap());
     }
 
     #[tokio::test]
@@ -574,7 +626,7 @@ mod tests {
     async fn what_left_unpaid_is_paid_by_the_next() {
         let pacer = Pacer::new(Rate(50_000_000));
         pacer.charge(300_000);
-        pacer.pay(1000).await;
+        drop(pacer.pay(1000).await);
         assert_eq!(pacer.paid_bytes(), 301_000);
     }
 
