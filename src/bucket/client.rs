@@ -128,7 +128,7 @@ impl Client {
         let opened = opened.map_err(|_| format!("none within {timeout:?}"));
         let mut opened = opened.and_then(|opened| opened.map_err(|error| chain(error.as_ref()))).map_err(|why| {
             // host and port alone: an address may hold a password
-            let past = past.map(|proxy| format!(" past the proxy {proxy}")).unwrap_or_default();
+            let past = past.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
             format!("no connection to {}{past}: {why}", address(&to))
         })?;
         let response = opened.sender.send_request(request).await?;
