@@ -100,7 +100,11 @@ pub async fn audit(subjects: &Subjects<'_>, depth: Depth, progress: impl Fn(&str
 
     if let Some((bucket, prefix)) = subjects.bucket {
         progress("listing the bucket");
-        check_bucket(bucket, prefix, subjects.queue, &records, depth, &mut report, &progress).await?;
+        let checked = check_bucket(bucket, prefix, subjects.queue, &records, depth, &mut report, &progress).await;
+        // what else was found is told all the same
+        if let Err(error) = checked {
+            report.disagree(format!("the bucket was not looked at to the end: {error}"));
+        }
     }
     if let Some(path) = subjects.ledger {
         progress("reading the ledger");
@@ -274,41 +278,34 @@ async fn check_bucket(
     if depth == Depth::Bytes {
         progress(&format!("reading {} objects back", uploaded.len()));
     }
+    // how many bytes are there as they should be, or what is wrong
     let mut checks = stream::iter(uploaded.iter().map(|record| async {
-        let upload = &record.upload;
-        let Some(size) = objects.get(&upload.object_key) else {
-            // the listing may be older than the record
-            return Ok(match bucket.read_back(&upload.object_key).await? {
-                Some(found) if found == (upload.size_bytes, upload.sha256) => None,
-                Some(_) => Some(format!("{} holds other bytes", upload.object_key)),
-                None => Some(format!("{} is not in the bucket", upload.object_key)),
-            });
-        };
-        if *size != upload.size_bytes {
-            return Ok(Some(format!("{} has {size} bytes, not {}", upload.object_key, upload.size_bytes)));
+        let Upload { object_key, size_bytes, sha256, .. } = &*record.upload;
+        let listed = objects.get(object_key);
+        if let Some(size) = listed.filter(|size| *size != size_bytes) {
+            return Ok(Err(format!("{object_key} has {size} bytes, not {size_bytes}")));
         }
-        if depth == Depth::Bytes
-            && bucket.read_back(&upload.object_key).await? != Some((upload.size_bytes, upload.sha256))
-        {
-            return Ok(Some(format!("{} holds other bytes", upload.object_key)));
+        // a listing may be older than the record
+        if listed.is_none() || depth == Depth::Bytes {
+            match bucket.read_back(object_key).await? {
+                Some(found) if found == (*size_bytes, *sha256) => {}
+                Some(_) => return Ok(Err(format!("{object_key} holds other bytes"))),
+                None => return Ok(Err(format!("{object_key} is not in the bucket"))),
+            }
         }
-        Ok::<_, Error>(None)
+        Ok::<_, Error>(Ok(*size_bytes))
     }))
     .buffer_unordered(READS_AT_ONCE);
-    let (mut wrong, mut verified) = (Vec::new(), 0u64);
     while let Some(check) = checks.next().await {
         match check? {
-            Some(text) => wrong.push(text),
-            None => verified += 1,
+            Ok(bytes) => {
+                report.verified += 1;
+                report.verified_bytes += bytes;
+            }
+            Err(wrong) => report.disagree(format!("recorded as uploaded, but {wrong}")),
         }
     }
     drop(checks);
-    let bytes_of_verified: u64 = uploaded.iter().map(|record| record.upload.size_bytes).sum();
-    report.verified = verified;
-    report.verified_bytes = if wrong.is_empty() { bytes_of_verified } else { 0 };
-    for text in wrong {
-        report.disagree(format!("recorded as uploaded, but {text}"));
-    }
     let keys: HashSet<&str> = records.values().map(|record| record.upload.object_key.as_str()).collect();
     let unknown: Vec<&String> = objects.keys().filter(|key| !keys.contains(key.as_str())).collect();
     for key in unknown {
@@ -367,11 +364,13 @@ async fn check_ledger(
             None => {
                 // its record may have been purged
                 let in_bucket = match subjects.bucket {
-                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await? == Some((ack.size_bytes, ack.sha256)),
-                    None => false,
+                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await,
+                    None => Ok(None),
                 };
-                if !in_bucket {
-                    lost("it is neither on disk, nor in the queue, nor in the bucket".to_owned());
+                match in_bucket {
+                    Ok(found) if found == Some((ack.size_bytes, ack.sha256)) => {}
+                    Ok(_) => lost("it is neither on disk, nor in the queue, nor in the bucket".to_owned()),
+                    Err(error) => report.disagree(format!("acknowledged upload {id} of {device_id}: {error}")),
                 }
             }
         }

@@ -76,8 +76,14 @@ pub enum Condition {
     Standby,
     /// The environment is at fault; it tries again at `until`.
     Paused { reason: String, since: UnixMs, until: UnixMs },
-    /// An operator said that nothing may leave.
-    Held { who: String, since: UnixMs, until: Option<UnixMs> },
+    /// An operator said that nothing may leave; `outage` is what kept the drain from pouring when that was said.
+    Held {
+        who: String,
+        since: UnixMs,
+        until: Option<UnixMs>,
+        #[serde(default)]
+        outage: Option<String>,
+    },
     /// The process is stopping.
     Stopping,
 }
@@ -252,11 +258,14 @@ impl Condition {
             Condition::Elsewhere => "not in this process".to_owned(),
             Condition::Pouring => "pouring".to_owned(),
             Condition::Standby => "standing by: another drain has the lead, or the queue is away".to_owned(),
-            Condition::Idle => "idle, nothing may leave now".to_owned(),
+            Condition::Idle => "idle: nothing waits that may leave".to_owned(),
             Condition::Paused { reason, since, .. } => {
                 format!("PAUSED, for {} so far: {reason}", span(now.since(*since)))
             }
-            Condition::Held { who, .. } => format!("PAUSED by {who}; `forebay resume` ends it"),
+            Condition::Held { who, outage, .. } => {
+                let outage = outage.as_ref().map(|reason| format!("; before that nothing left either: {reason}"));
+                format!("PAUSED by {who}; `forebay resume` ends it{}", outage.unwrap_or_default())
+            }
             Condition::Stopping => "stopping".to_owned(),
         }
     }

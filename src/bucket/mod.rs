@@ -10,6 +10,7 @@ mod client;
 
 use std::time::Duration;
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
@@ -318,8 +319,27 @@ where
                 Error::Unavailable(text)
             }
         }
+        // its own name says nothing to an operator
+        (SdkError::DispatchFailure(failure), _) => {
+            let cause: &(dyn std::error::Error + 'static) = match failure.as_connector_error() {
+                Some(cause) => cause,
+                None => &error,
+            };
+            Error::unavailable(doing, credentials_missing(cause).unwrap_or_else(|| chain(cause)))
+        }
         _ => Error::unavailable(doing, chain(&error)),
     }
+}
+
+/// What to say where `error` is that there are no credentials: where they may stand, and not every place that was looked at.
+fn credentials_missing(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let missing = causes.find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
+    let remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role";
+    Some(match missing {
+        CredentialsError::CredentialsNotLoaded(_) => format!("there are no AWS credentials ({remedy})"),
+        other => format!("AWS credentials were not to be had ({remedy}): {}", chain(other)),
+    })
 }
 
 /// What an operator can do about the commoner answers.

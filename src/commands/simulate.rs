@@ -80,8 +80,7 @@ pub async fn run(args: Args) -> Outcome {
 
     let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     say!(
-        "{} photos taken, {} acknowledged ({}), {} tries repeated, {} refused, {} unanswered, {} put off; \
-         acknowledged in {:.0} ms (median), {:.0} ms (p99)",
+        "{} photos taken, {} acknowledged ({}), {} tries repeated, {} refused, {} unanswered, {} put off{}",
         number(&tally.photos),
         number(&tally.acknowledged),
         ByteSize(number(&tally.acknowledged_bytes)),
@@ -89,31 +88,46 @@ pub async fn run(args: Args) -> Outcome {
         number(&tally.refused),
         number(&tally.unanswered),
         number(&tally.put_off),
-        tally.latency_ms(0.5),
-        tally.latency_ms(0.99),
+        match number(&tally.acknowledged) {
+            0 => String::new(),
+            _ => format!(
+                "; acknowledged in {:.0} ms (median), {:.0} ms (p99)",
+                tally.latency_ms(0.5),
+                tally.latency_ms(0.99)
+            ),
+        },
     );
-    if let Some(trouble) = tally.first_trouble() {
-        say!("the first trouble: {trouble}");
-    }
     let all = number(&tally.acknowledged) == number(&tally.photos);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A line a second on a terminal, one every ten seconds elsewhere.
+/// A line a second on a terminal, one every ten seconds elsewhere; and the first trouble as soon as there is one.
 async fn show_progress(tally: Arc<Tally>, duration: Duration, over: CancellationToken) {
     let terminal = std::io::stderr().is_terminal();
     let mut seconds = 0;
+    let mut trouble_told = false;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => seconds += 1,
-            () = over.cancelled() => break,
+        let ended = tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => false,
+            () = over.cancelled() => true,
+        };
+        if !trouble_told && let Some(trouble) = tally.first_trouble() {
+            trouble_told = true;
+            eprintln!("{}the first trouble: {trouble}", if terminal { "\r\x1b[2K" } else { "" });
         }
+        if ended {
+            break;
+        }
+        seconds += 1;
         if !terminal && seconds % 10 != 0 {
             continue;
         }
+        let time = match seconds > duration.as_secs() {
+            true => format!("{seconds:>4} s, last tries"),
+            false => format!("{seconds:>4} of {} s", duration.as_secs()),
+        };
         let line = format!(
-            "{seconds:>4} of {} s  {} photos, {} acknowledged, {} tries repeated, {} refused",
-            duration.as_secs(),
+            "{time}  {} photos, {} acknowledged, {} tries repeated, {} refused",
             tally.photos.load(Ordering::Relaxed),
             tally.acknowledged.load(Ordering::Relaxed),
             tally.retries.load(Ordering::Relaxed),

@@ -164,13 +164,15 @@ impl Sampler {
         let Standing { in_force, control } = &*standing.borrow();
         let (now, backlog) = (UnixMs::now(), latest.backlog());
         let end = UnixMs(now.0 + forecast::HORIZON.as_millis() as i64);
-        let nothing_leaves = match condition {
+        let may_leave = in_force.allowance.is_some();
+        let outage = match condition {
+            // a pause ends when an operator says so, an outage does not
             Condition::Paused { .. } => true,
             // the drain's own process knows what it may do; others see what it does
-            Condition::Elsewhere => backlog.uploads > 8 && draining.uploads_per_second == 0.0,
+            Condition::Elsewhere => may_leave && backlog.uploads > 8 && draining.uploads_per_second == 0.0,
             _ => false,
         };
-        let allowed = match nothing_leaves && in_force.allowance.is_some() {
+        let allowed = match outage {
             true => vec![(now, end, None)],
             false => uplink.segments(now, end, control),
         };
@@ -188,7 +190,7 @@ impl Sampler {
             // what is dead stays on disk; what was uploaded goes
             retained_bytes: (latest.on_disk.bytes - backlog.bytes - latest.dead.bytes).max(0) as f64,
             retain: *retain,
-            held: in_force.allowance.is_none(),
+            held: !may_leave && !outage,
         })
     }
 
@@ -199,18 +201,21 @@ impl Sampler {
         let Standing { in_force, control } = standing.borrow().clone();
         let allowance = in_force.allowance.unwrap_or(Rate(0));
         let backlog = latest.backlog();
-        let condition = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
-        // while nothing may leave, what the drain does or does not says nothing of the environment
-        let condition = match (condition, &control.pause) {
-            (Condition::Pouring | Condition::Idle | Condition::Paused { .. }, Some(pause))
+        let of_drain = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
+        let spool = spool_status(&spool, latest.on_disk.bytes.max(0) as u64);
+        let forecast = self.forecast(&latest, spool.usable_bytes, &of_drain, draining);
+        let condition = match (of_drain, &control.pause) {
+            (of_drain @ (Condition::Pouring | Condition::Idle | Condition::Paused { .. }), Some(pause))
                 if in_force.allowance.is_none() =>
             {
-                Condition::Held { who: pause.who.clone(), since: pause.since, until: pause.until }
+                let outage = match of_drain {
+                    Condition::Paused { reason, .. } => Some(reason),
+                    _ => None,
+                };
+                Condition::Held { who: pause.who.clone(), since: pause.since, until: pause.until, outage }
             }
-            (condition, _) => condition,
+            (of_drain, _) => of_drain,
         };
-        let spool = spool_status(&spool, latest.on_disk.bytes.max(0) as u64);
-        let forecast = self.forecast(&latest, spool.usable_bytes, &condition, draining);
         let now = UnixMs::now();
         Status {
             at: now,

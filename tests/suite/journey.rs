@@ -1,11 +1,12 @@
 //! One upload's journey through the real program: device to spool to queue to a real S3 server, and the audit of it.
 
+use forebay::config::Endpoint;
 use forebay::upload::Sha256;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::program::{Program, run, s3_settings};
-use crate::support::site::Answer;
-use crate::support::{eventually, json_upload, photo, postgres, weed};
+use crate::support::site::{Answer, Site};
+use crate::support::{eventually, free_port, json_upload, photo, postgres, weed};
 
 async fn get(url: &str) -> Answer {
     Answer::of(reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap()).await
@@ -176,6 +177,21 @@ async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
     for part in [key, views[1]["id"].as_str().unwrap(), "01936f0e-7b1c-7e3a-9d2f-0c4b8a6d5eff"] {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_bucket_cannot_be_reached_verify_tells_of_disk_and_queue() {
+    let site = Site::start(&[]).await;
+    site.accept("cam-1", &photo(1)).await;
+    let url = format!("http://127.0.0.1:{}", free_port());
+    let mut settings = s3_settings(&Endpoint { url, access_key: "a".into(), secret_key: "s".into() }, "photos");
+    settings.push(("FOREBAY_DATA_DIR".into(), site.config.data_dir.display().to_string()));
+    let done = run(&["verify", "--json"], &settings, site.folder.path()).await;
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(!done.status.success(), "{report}");
+    assert_eq!((&report["waiting"], &report["disagreements"]), (&json!(1), &json!(1)), "{report}");
+    let shown = report["shown"][0].as_str().unwrap();
+    assert!(shown.starts_with("the bucket was not looked at to the end: LIST: "), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,6 +98,48 @@ async fn a_rate_set_for_a_time_ends_by_itself() {
     assert_eq!(ask("GET", format!("{}/rate", serve.console), None).await.body["override"], Value::Null);
 }
 
+/// A `serve` with one photo whose drain has found that nothing leaves; and why, in its words.
+async fn pausing(settings: &[(String, String)], folder: &std::path::Path) -> (Program, String) {
+    let serve = Program::start("serve", settings, folder).await;
+    let posted = ask("POST", serve.url.clone(), Some(json_upload("cam-1", None, &photo(1)))).await;
+    assert_eq!(posted.status, 201);
+    let reason = eventually("the drain to pause", async || {
+        let condition = &status(&serve).await["drain"]["condition"];
+        (condition["is"] == "paused").then(|| condition["reason"].as_str().unwrap().to_owned())
+    })
+    .await;
+    (serve, reason)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_credentials_the_status_says_in_one_line_how_to_give_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = s3_settings(&nowhere(), "photos");
+    settings.retain(|(name, _)| !name.contains("KEY"));
+    // neither this machine's role nor its user's files
+    settings.push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
+    settings.push(("HOME".to_owned(), folder.path().display().to_string()));
+    let (_serve, reason) = pausing(&settings, folder.path()).await;
+    let expected = "there are no AWS credentials (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ";
+    assert!(reason.contains(expected) && !reason.contains('\n'), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_told_of_behind_a_pause_and_its_end_is_not_foretold() {
+    let folder = tempfile::tempdir().unwrap();
+    let (serve, reason) = pausing(&s3_settings(&nowhere(), "photos"), folder.path()).await;
+    let console = serve.console.trim_start_matches("http://").to_owned();
+    let done = run(&["pause", "--for", "1h", "--console-listen", &console], &[], folder.path()).await;
+    assert!(done.status.success(), "{done:?}");
+    let held = allowed(&serve, 0).await;
+    let condition = &held["drain"]["condition"];
+    assert_eq!(condition["is"], "held");
+    // each probe fails for an upload of its own
+    let cause = reason.split(": ").nth(1).unwrap();
+    assert!(condition["outage"].as_str().is_some_and(|told| told.contains(cause)), "{condition}, not {cause}");
+    assert_eq!(held["forecast"]["clear_in_seconds"], Value::Null, "{held}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_pause_nothing_leaves_and_afterwards_everything_does() {
     let site = Site::start(&[]).await;
