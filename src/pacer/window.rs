@@ -1,0 +1,142 @@
+//! What left in the last second, and what is about to leave.
+//!
+//! Always: a slice is in every second from when it was paid for until it has left, and in the second behind that. Never: a second
+//! that forgets what left in it because the rate has changed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::lock;
+
+/// The time over which the allowance holds.
+pub(super) const WINDOW: Duration = Duration::from_secs(1);
+/// How often to look whether the slices that are in the way have left.
+const LEAVING_LOOK: Duration = Duration::from_millis(1);
+
+/// What left in the last second, slice by slice.
+#[derive(Default)]
+pub(super) struct Window {
+    slices: VecDeque<(Instant, u64)>,
+    bytes: u64,
+    /// Paid for, and not known to have left.
+    leaving_bytes: u64,
+}
+
+impl Window {
+    /// When `bytes` may go out at the earliest, if not now.
+    pub(super) fn earliest(&mut self, now: Instant, bytes: u64, window_bytes: u64) -> Option<Instant> {
+        while let Some((at, gone)) = self.slices.front().copied() {
+            if at + WINDOW > now {
+                break;
+            }
+            self.bytes -= gone;
+            self.slices.pop_front();
+        }
+        let held = self.bytes + self.leaving_bytes;
+        let excess = (held + bytes).checked_sub(window_bytes).filter(|excess| *excess > 0)?;
+        // a slice larger than the window goes out alone
+        let mut excess = excess.min(held);
+        for (at, gone) in &self.slices {
+            excess = excess.saturating_sub(*gone);
+            if excess == 0 {
+                return Some(*at + WINDOW);
+            }
+        }
+        // what is in the way is just about to leave
+        (excess > 0).then_some(now + LEAVING_LOOK)
+    }
+
+    /// Paid for, and about to leave.
+    pub(super) fn leaves(&mut self, bytes: u64) {
+        self.leaving_bytes += bytes;
+    }
+
+    /// Has left, no later than now.
+    pub(super) fn left(&mut self, now: Instant, bytes: u64) {
+        self.leaving_bytes -= bytes;
+        self.record(now, bytes);
+    }
+
+    pub(super) fn record(&mut self, now: Instant, bytes: u64) {
+        self.slices.push_back((now, bytes));
+        self.bytes += bytes;
+    }
+}
+
+/// A slice that was paid for. Whoever has it lets it leave, and drops it when it has left: a machine that is busy may hold
+/// them up in between, and until then the slice is in every second.
+#[must_use = "a slice that is dropped has left"]
+pub struct Paid {
+    pub(super) bytes: u64,
+    pub(super) window: Arc<Mutex<Window>>,
+}
+
+impl Paid {
+    /// Of how many bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        // the moment is taken under the lock, so that the slices stay in order
+        let mut window = lock(&self.window);
+        window.left(Instant::now(), self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However late its payers wake up, however they come, and however late what they paid for leaves.
+        #[test]
+        fn no_second_holds_more_than_the_allowance(
+            allowance in 1_000u64..1_000_000,
+            steps in proptest::collection::vec((0u64..300, 1u64..1_000, 0u64..200), 1..200),
+        ) {
+            let (mut window, mut now) = (Window::default(), Instant::now());
+            let (mut leaving, mut gone) = (Vec::new(), Vec::new());
+            let until = |now: Instant, window: &mut Window, leaving: &mut Vec<(Instant, u64)>, gone: &mut Vec<_>| {
+                leaving.sort();
+                while leaving.first().is_some_and(|(at, _)| *at <= now) {
+                    let (at, bytes) = leaving.remove(0);
+                    window.left(at, bytes);
+                    gone.push((at, bytes));
+                }
+            };
+            for (pause_ms, bytes, late_ms) in steps {
+                now += Duration::from_millis(pause_ms);
+                until(now, &mut window, &mut leaving, &mut gone);
+                while let Some(at) = window.earliest(now, bytes, allowance) {
+                    prop_assert!(at > now, "it always moves on");
+                    now = at;
+                    until(now, &mut window, &mut leaving, &mut gone);
+                }
+                window.leaves(bytes);
+                leaving.push((now + Duration::from_millis(late_ms), bytes));
+            }
+            until(now + WINDOW, &mut window, &mut leaving, &mut gone);
+            for (from, _) in &gone {
+                let second = gone.iter().filter(|(at, _)| at >= from && *at < *from + WINDOW);
+                prop_assert!(second.map(|(_, bytes)| bytes).sum::<u64>() <= allowance);
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_fall_of_the_rate_the_second_behind_it_counts() {
+        let (now, mut window) = (Instant::now(), Window::default());
+        window.record(now, 900);
+        window.record(now + Duration::from_millis(10), 100);
+        let later = now + Duration::from_millis(20);
+        assert_eq!(window.earliest(later, 50, 100), Some(now + Duration::from_millis(10) + WINDOW));
+        assert_eq!(window.earliest(later, 500, 100), Some(now + Duration::from_millis(10) + WINDOW), "larger than all");
+    }
+}
