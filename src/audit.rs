@@ -65,6 +65,10 @@ pub struct Report {
     pub acknowledged_bytes: u64,
     /// Of those, photos that are nowhere, or not the bytes that were sent.
     pub lost: u64,
+    /// Of those, photos that can be in the bucket only, while it could not be asked.
+    pub not_looked_for: u64,
+    /// The bucket was looked at to the end; otherwise `verified` and `other_objects` say little.
+    pub bucket_looked_at: bool,
     /// How many disagreements there are.
     pub disagreements: u64,
     /// The first of them, in words.
@@ -100,9 +104,10 @@ pub async fn audit(subjects: &Subjects<'_>, depth: Depth, progress: impl Fn(&str
 
     if let Some((bucket, prefix)) = subjects.bucket {
         progress("listing the bucket");
-        let checked = check_bucket(bucket, prefix, subjects.queue, &records, depth, &mut report, &progress).await;
+        let looked = check_bucket(bucket, prefix, subjects.queue, &records, depth, &mut report, &progress).await?;
+        report.bucket_looked_at = looked.is_ok();
         // what else was found is told all the same
-        if let Err(error) = checked {
+        if let Err(error) = looked {
             report.disagree(format!("the bucket was not looked at to the end: {error}"));
         }
     }
@@ -259,6 +264,7 @@ async fn check_spool(
     Ok(())
 }
 
+/// The inner error is the bucket's, the outer one the queue's.
 async fn check_bucket(
     bucket: &Bucket,
     prefix: &str,
@@ -267,13 +273,14 @@ async fn check_bucket(
     depth: Depth,
     report: &mut Report,
     progress: &impl Fn(&str),
-) -> Result<()> {
+) -> Result<Result<()>> {
     let mut objects = HashMap::new();
-    bucket
-        .list(prefix, |object| {
-            objects.insert(object.key, object.size_bytes);
-        })
-        .await?;
+    let listed = bucket.list(prefix, |object| {
+        objects.insert(object.key, object.size_bytes);
+    });
+    if let Err(error) = listed.await {
+        return Ok(Err(error));
+    }
     let uploaded: Vec<&Record> = records.values().filter(|record| record.state == State::Uploaded).collect();
     if depth == Depth::Bytes {
         progress(&format!("reading {} objects back", uploaded.len()));
@@ -297,12 +304,13 @@ async fn check_bucket(
     }))
     .buffer_unordered(READS_AT_ONCE);
     while let Some(check) = checks.next().await {
-        match check? {
-            Ok(bytes) => {
+        match check {
+            Ok(Ok(bytes)) => {
                 report.verified += 1;
                 report.verified_bytes += bytes;
             }
-            Err(wrong) => report.disagree(format!("recorded as uploaded, but {wrong}")),
+            Ok(Err(wrong)) => report.disagree(format!("recorded as uploaded, but {wrong}")),
+            Err(error) => return Ok(Err(error)),
         }
     }
     drop(checks);
@@ -317,7 +325,7 @@ async fn check_bucket(
         };
         report.other_objects += u64::from(!known);
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Every acknowledgement must be true: the photo is on disk, or in the bucket, with the bytes that were sent.
@@ -342,12 +350,12 @@ async fn check_ledger(
     for (id, (ack, device_id, upload_id)) in acks {
         report.acknowledged += 1;
         report.acknowledged_bytes += ack.size_bytes;
-        let mut lost = |text: String| {
+        let lost = |report: &mut Report, text: &str| {
             report.lost += 1;
             report.disagree(format!("acknowledged upload {id} of {device_id}: {text}"));
         };
         if sent.get(&(device_id.clone(), upload_id)) != Some(&ack.sha256) {
-            lost("the acknowledgement is not of the bytes that were sent".to_owned());
+            lost(report, "the acknowledgement is not of the bytes that were sent");
             continue;
         }
         let record = match records.get(&id) {
@@ -355,25 +363,35 @@ async fn check_ledger(
             None => subjects.queue.get(id).await?,
         };
         match record {
-            Some(record) if record.upload.sha256 != ack.sha256 => lost("the queue has it with other bytes".to_owned()),
+            Some(record) if record.upload.sha256 != ack.sha256 => lost(report, "the queue has it with other bytes"),
             Some(record) if record.state == State::Dead && !on_disk.contains_key(&id) => {
-                lost(format!("it is dead ({}), and its photo is gone", record.reason.unwrap_or_default()));
+                let reason = record.reason.unwrap_or_default();
+                lost(report, &format!("it is dead ({reason}), and its photo is gone"));
             }
             Some(_) => {} // where it must be was checked with the spool and the bucket
             None if on_disk.get(&id).is_some_and(|upload| upload.sha256 == ack.sha256) => {}
             None => {
                 // its record may have been purged
                 let in_bucket = match subjects.bucket {
-                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await,
-                    None => Ok(None),
+                    // each would be waited for in vain
+                    Some(_) if !report.bucket_looked_at => {
+                        report.not_looked_for += 1;
+                        continue;
+                    }
+                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await? == Some((ack.size_bytes, ack.sha256)),
+                    None => false,
                 };
-                match in_bucket {
-                    Ok(found) if found == Some((ack.size_bytes, ack.sha256)) => {}
-                    Ok(_) => lost("it is neither on disk, nor in the queue, nor in the bucket".to_owned()),
-                    Err(error) => report.disagree(format!("acknowledged upload {id} of {device_id}: {error}")),
+                if !in_bucket {
+                    lost(report, "it is neither on disk, nor in the queue, nor in the bucket");
                 }
             }
         }
+    }
+    if report.not_looked_for > 0 {
+        let acknowledged = report.not_looked_for;
+        report.disagree(format!(
+            "{acknowledged} acknowledged uploads can be in the bucket only, and were not looked for"
+        ));
     }
     Ok(())
 }

@@ -434,7 +434,8 @@ impl Config {
     pub fn require_bucket(&self) -> Result<&BucketConfig, ConfigErrors> {
         self.bucket.as_ref().ok_or_else(|| {
             ConfigErrors(vec![
-                "FOREBAY_S3_BUCKET: expected the name of the bucket that photos go to, found none".into(),
+                "FOREBAY_S3_BUCKET (or --s3-bucket): expected the name of the bucket that photos go to, found none"
+                    .into(),
             ])
         })
     }

@@ -57,7 +57,7 @@ pub struct Site<'a> {
     pub retained_bytes: f64,
     /// How long an uploaded photo stays on disk.
     pub retain: Duration,
-    /// It is by an operator's word when nothing may leave.
+    /// Nothing may leave by an operator's word alone: to resume would help.
     pub held: bool,
 }
 
@@ -367,8 +367,10 @@ fn in_words(site: &Site, course: &Course, forecast: &Forecast) -> String {
     }
     match course.cleared_at {
         Some(clear) => {
-            let rate = Rate(forecast.growth_bytes_per_second.min(0.0).abs() as u64);
-            format!("shrinking by {rate}, gone in {} ({})", within(clear), moment(clear))
+            let shrinking = -forecast.growth_bytes_per_second as i64;
+            // what shrinks later does not do so now
+            let now = if shrinking > 0 { format!("shrinking by {}, ", Rate(shrinking as u64)) } else { String::new() };
+            format!("{now}gone in {} ({})", within(clear), moment(clear))
         }
         None => "steady".to_owned(),
     }

@@ -219,7 +219,9 @@ impl Metrics {
         use crate::status::Condition;
         if status.drain.condition != Condition::Elsewhere {
             self.drain_allowance.record(status.drain.allowance_bytes_per_second, &[]);
-            self.drain_paused.record(u64::from(matches!(status.drain.condition, Condition::Paused { .. })), &[]);
+            let outage =
+                matches!(status.drain.condition, Condition::Paused { .. } | Condition::Held { outage: Some(_), .. });
+            self.drain_paused.record(u64::from(outage), &[]);
         }
         self.queue_reachable.record(u64::from(status.queue.reachable), &[]);
         if status.queue.reachable {

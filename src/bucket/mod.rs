@@ -319,12 +319,10 @@ where
                 Error::Unavailable(text)
             }
         }
-        // its own name says nothing to an operator
+        // what the SDK wraps the cause in says nothing to an operator
         (SdkError::DispatchFailure(failure), _) => {
-            let cause: &(dyn std::error::Error + 'static) = match failure.as_connector_error() {
-                Some(cause) => cause,
-                None => &error,
-            };
+            let wrapped = failure.as_connector_error().map(|wrapped| wrapped as &dyn std::error::Error);
+            let cause = wrapped.and_then(|wrapped| wrapped.source()).unwrap_or(&error);
             Error::unavailable(doing, credentials_missing(cause).unwrap_or_else(|| chain(cause)))
         }
         _ => Error::unavailable(doing, chain(&error)),
@@ -335,7 +333,8 @@ where
 fn credentials_missing(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let missing = causes.find_map(|cause| cause.downcast_ref::<CredentialsError>())?;
-    let remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role";
+    let remedy = "set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them, or give \
+                  the machine a role";
     Some(match missing {
         CredentialsError::CredentialsNotLoaded(_) => format!("there are no AWS credentials ({remedy})"),
         other => format!("AWS credentials were not to be had ({remedy}): {}", chain(other)),

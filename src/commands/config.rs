@@ -44,6 +44,9 @@ pub fn run(args: Args) -> Outcome {
         Ok(config) => {
             if !args.json {
                 uplink_in_words(&config.uplink);
+                if config.bucket.is_none() {
+                    say!("there is no FOREBAY_S3_BUCKET: what sends or looks at photos in S3 will not start");
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -72,7 +72,7 @@ pub async fn run(args: Args) -> Outcome {
     let tally = Arc::new(Tally::default());
     let stop = stop_signal();
     let over = CancellationToken::new();
-    let progress = tokio::spawn(show_progress(tally.clone(), args.duration, over.clone()));
+    let progress = tokio::spawn(show_progress(tally.clone(), args.duration, stop.clone(), over.clone()));
     let ran = fleet::run(plan, ledger, tally.clone(), stop).await;
     over.cancel();
     let _ = progress.await;
@@ -97,32 +97,48 @@ pub async fn run(args: Args) -> Outcome {
             ),
         },
     );
+    if number(&tally.photos) == 0 {
+        return Err(Failure("it ended before the first photo was taken".to_owned()));
+    }
     let all = number(&tally.acknowledged) == number(&tally.photos);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A line a second on a terminal, one every ten seconds elsewhere; and the first trouble as soon as there is one.
-async fn show_progress(tally: Arc<Tally>, duration: Duration, over: CancellationToken) {
+async fn show_progress(tally: Arc<Tally>, duration: Duration, stop: CancellationToken, over: CancellationToken) {
     let terminal = std::io::stderr().is_terminal();
-    let mut seconds = 0;
-    let mut trouble_told = false;
+    let clear = if terminal { "\r\x1b[2K" } else { "" };
+    let every = if terminal { 1 } else { 10 };
+    let (mut shown, mut trouble_told, mut stop_told) = (0, false, false);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         let ended = tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => false,
+            _ = ticks.tick() => false,
             () = over.cancelled() => true,
         };
         if !trouble_told && let Some(trouble) = tally.first_trouble() {
             trouble_told = true;
-            eprintln!("{}the first trouble: {trouble}", if terminal { "\r\x1b[2K" } else { "" });
+            eprintln!("{clear}the first trouble: {trouble}");
         }
         if ended {
             break;
         }
-        seconds += 1;
-        if !terminal && seconds % 10 != 0 {
+        if !stop_told && stop.is_cancelled() {
+            stop_told = true;
+            eprintln!("{clear}stopping: what is under way has its last tries, for {} s at most", LAST_TRIES.as_secs());
+        }
+        let Some(began) = tally.began.get() else {
+            if terminal {
+                eprint!("{clear}making photos …");
+            }
+            continue;
+        };
+        let seconds = began.elapsed().as_secs();
+        if seconds / every <= shown / every {
             continue;
         }
-        let time = match seconds > duration.as_secs() {
+        shown = seconds;
+        let time = match seconds > duration.as_secs() || stop_told {
             true => format!("{seconds:>4} s, last tries"),
             false => format!("{seconds:>4} of {} s", duration.as_secs()),
         };
@@ -133,7 +149,7 @@ async fn show_progress(tally: Arc<Tally>, duration: Duration, over: Cancellation
             tally.retries.load(Ordering::Relaxed),
             tally.refused.load(Ordering::Relaxed),
         );
-        if terminal { eprint!("\r\x1b[2K{line}") } else { eprintln!("{line}") }
+        if terminal { eprint!("{clear}{line}") } else { eprintln!("{line}") }
     }
     if terminal {
         eprintln!();

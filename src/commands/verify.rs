@@ -57,19 +57,24 @@ fn print(report: &Report, with_ledger: bool) {
     let line =
         |what: &str, uploads: u64, bytes: u64| say!("{what:<28}{uploads:>10}  {:>10}", ByteSize(bytes).to_string());
     say!("{:<28}{:>10}", "records in the queue", report.records);
-    line("verified in the bucket", report.verified, report.verified_bytes);
+    match report.bucket_looked_at {
+        true => line("verified in the bucket", report.verified, report.verified_bytes),
+        false => say!("{:<28}{:>10}", "verified in the bucket", "not known"),
+    }
     line("waiting, on disk", report.waiting, report.waiting_bytes);
-    for (what, uploads) in [
-        ("journaled, on disk", report.journaled),
-        ("dead", report.dead),
-        ("shed", report.shed),
-        ("other objects", report.other_objects),
-    ] {
+    for (what, uploads) in [("journaled, on disk", report.journaled), ("dead", report.dead), ("shed", report.shed)] {
         say!("{what:<28}{uploads:>10}");
+    }
+    match report.bucket_looked_at {
+        true => say!("{:<28}{:>10}", "other objects", report.other_objects),
+        false => say!("{:<28}{:>10}", "other objects", "not known"),
     }
     if with_ledger {
         line("acknowledged in the ledger", report.acknowledged, report.acknowledged_bytes);
         say!("{:<28}{:>10}", "  of those lost", report.lost);
+        if report.not_looked_for > 0 {
+            say!("{:<28}{:>10}", "  of those not looked for", report.not_looked_for);
+        }
     }
     report.shown.iter().for_each(|text| say!("  {text}"));
     match report.disagreements {

@@ -166,7 +166,7 @@ impl Sampler {
         let end = UnixMs(now.0 + forecast::HORIZON.as_millis() as i64);
         let may_leave = in_force.allowance.is_some();
         let outage = match condition {
-            // a pause ends when an operator says so, an outage does not
+            // an operator's pause may have an end that is known; this has none
             Condition::Paused { .. } => true,
             // the drain's own process knows what it may do; others see what it does
             Condition::Elsewhere => may_leave && backlog.uploads > 8 && draining.uploads_per_second == 0.0,

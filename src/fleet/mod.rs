@@ -6,9 +6,8 @@
 
 pub mod photo;
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -62,6 +61,8 @@ pub struct Plan {
 /// What happened so far; readable while the fleet runs.
 #[derive(Default)]
 pub struct Tally {
+    /// When devices began to send; before that their photos are made.
+    pub began: OnceLock<Instant>,
     /// Photos taken.
     pub photos: AtomicU64,
     /// Photos acknowledged, each counted once.
@@ -116,8 +117,8 @@ pub async fn run(
     let client = reqwest::Client::builder();
     let client = if loopback { client.no_proxy() } else { client };
     let client = client.timeout(ANSWER_TIMEOUT).tcp_nodelay(true).build().map_err(|e| crate::error::chain(&e))?;
+    let began = *tally.began.get_or_init(Instant::now);
     let shared = Arc::new(Shared { plan: plan.clone(), camera, client, ledger, tally, run: rand::random() });
-    let began = Instant::now();
     let (end, last_tries) = (began + plan.duration, plan.last_tries);
     let giving_up = CancellationToken::new();
     let mut devices = tokio::task::JoinSet::new();

@@ -60,6 +60,7 @@ impl Window {
         self.record(now, bytes);
     }
 
+    /// Left at `now` without having been paid for, or announced by [`Window::leaves`].
     pub(super) fn record(&mut self, now: Instant, bytes: u64) {
         self.slices.push_back((now, bytes));
         self.bytes += bytes;

@@ -1,7 +1,11 @@
 //! One upload's journey through the real program: device to spool to queue to a real S3 server, and the audit of it.
 
+use std::path::Path;
+
 use forebay::config::Endpoint;
-use forebay::upload::Sha256;
+use forebay::ledger::{Ack, Entry, Ledger};
+use forebay::units::UnixMs;
+use forebay::upload::{Sha256, UploadId};
 use serde_json::{Value, json};
 
 use crate::support::program::{Program, run, s3_settings};
@@ -179,6 +183,25 @@ async fn the_audit_finds_what_is_missing_damaged_or_unknown() {
     }
 }
 
+/// A ledger of devices that were told yes for photos whose records are purged by now.
+fn acknowledgements_of_purged_photos(path: &Path, photos: usize) {
+    let ledger = Ledger::create(path).unwrap();
+    for number in 0..photos {
+        let (at, device_id, upload_id) = (UnixMs::now(), "cam-2".to_owned(), number.to_string());
+        let (size_bytes, sha256) = (photo(number).len() as u64, Sha256::of(&photo(number)));
+        let ack = Ack { id: UploadId::new(), object_key: format!("cam-2/{number}.jpg"), size_bytes, sha256 };
+        let answered = Entry::Answered {
+            at,
+            device_id: device_id.clone(),
+            upload_id: upload_id.clone(),
+            status: 201,
+            ack: Some(ack),
+        };
+        ledger.write(&Entry::Sent { at, device_id, upload_id, size_bytes, sha256, try_number: 1 }).unwrap();
+        ledger.write(&answered).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_bucket_cannot_be_reached_verify_tells_of_disk_and_queue() {
     let site = Site::start(&[]).await;
@@ -186,12 +209,22 @@ async fn while_the_bucket_cannot_be_reached_verify_tells_of_disk_and_queue() {
     let url = format!("http://127.0.0.1:{}", free_port());
     let mut settings = s3_settings(&Endpoint { url, access_key: "a".into(), secret_key: "s".into() }, "photos");
     settings.push(("FOREBAY_DATA_DIR".into(), site.config.data_dir.display().to_string()));
-    let done = run(&["verify", "--json"], &settings, site.folder.path()).await;
-    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert!(!done.status.success(), "{report}");
+    let verify = async |arguments: &[&str]| {
+        let done = run(&[&["verify", "--json"], arguments].concat(), &settings, site.folder.path()).await;
+        assert!(!done.status.success());
+        serde_json::from_slice::<Value>(&done.stdout).unwrap()
+    };
+    let report = verify(&[]).await;
     assert_eq!((&report["waiting"], &report["disagreements"]), (&json!(1), &json!(1)), "{report}");
     let shown = report["shown"][0].as_str().unwrap();
-    assert!(shown.starts_with("the bucket was not looked at to the end: LIST: "), "{shown}");
+    assert!(shown.starts_with("the bucket was not looked at to the end: LIST: no connection to "), "{shown}");
+
+    // what only the bucket could tell of is not called lost, and not asked for one by one
+    let ledger = site.folder.path().join("devices.ledger");
+    acknowledgements_of_purged_photos(&ledger, 3);
+    let report = verify(&["--ledger", ledger.to_str().unwrap()]).await;
+    assert_eq!((&report["lost"], &report["not_looked_for"]), (&json!(0), &json!(3)), "{report}");
+    assert_eq!(report["disagreements"], 2, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
