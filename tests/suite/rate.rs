@@ -140,6 +140,10 @@ async fn an_outage_is_told_of_behind_a_pause_and_its_end_is_not_foretold() {
     let forecast = &held["forecast"];
     assert!(!forecast["words"].as_str().unwrap().contains("gone"), "{forecast}");
     assert_eq!(forecast["remedies"], json!([]), "to resume would not help");
+    let metrics = reqwest::Client::builder().no_proxy().build().unwrap().get(format!("{}/metrics", serve.console));
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let paused = metrics.lines().find(|line| line.starts_with("forebay_drain_paused")).unwrap_or_default();
+    assert!(paused.ends_with(" 1"), "an alert would end: {paused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
