@@ -160,6 +160,7 @@ impl Sha256 {
 }
 
 /// Takes a SHA-256 piece by piece.
+#[derive(Clone)]
 pub struct Sha256Hasher(digest::Context);
 
 impl Sha256Hasher {

@@ -24,27 +24,26 @@ use crate::upload::{
 
 /// Accepts one photo. The work goes on when the returned future is dropped.
 pub async fn accept(ingest: &Ingest, fields: Fields, photo: Photo) -> Result<Accepted, Problem> {
-    let arrived = photo.finish();
-    let upload = Arc::new(upload(ingest, fields, &arrived)?);
-    let Arrived { bytes, room, .. } = arrived;
-    let span = Span::current();
-    span.record("upload", tracing::field::display(upload.id));
-    span.record("device", tracing::field::display(&upload.device_id));
     let (accepting, ingest) = (ingest.accepting.clone(), ingest.clone());
-    let persisted = accepting.spawn(
+    let accepted = accepting.spawn(
         async move {
+            let Arrived { bytes, head, room } = photo.finish();
+            let (bytes, sha256) = ingest.digests.digest(bytes).await?;
+            let upload = Arc::new(upload(&ingest, fields, &head, bytes.size_bytes(), sha256)?);
+            let span = Span::current();
+            span.record("upload", tracing::field::display(upload.id));
+            span.record("device", tracing::field::display(&upload.device_id));
             let persisted = persist(&ingest, upload, bytes).await;
             drop(room);
             persisted
         }
-        .instrument(span),
+        .instrument(Span::current()),
     );
-    persisted.await.unwrap_or_else(|_| Err(Problem::new(Kind::Internal, "the photo was not kept; send it again")))
+    accepted.await.unwrap_or_else(|_| Err(Problem::new(Kind::Internal, "the photo was not kept; send it again")))
 }
 
 /// Checks every field. All that is wrong with one is said in its own words.
-fn upload(ingest: &Ingest, fields: Fields, photo: &Arrived) -> Result<Upload, Problem> {
-    let sha256 = photo.sha256;
+fn upload(ingest: &Ingest, fields: Fields, head: &[u8], size_bytes: u64, sha256: Sha256) -> Result<Upload, Problem> {
     let invalid = |what: String| Problem::new(Kind::InvalidField, what);
     let device_id = fields.device_id.ok_or_else(|| invalid("device_id is missing".to_owned()))?;
     let device_id = DeviceId::try_from(device_id).map_err(invalid)?;
@@ -80,7 +79,7 @@ fn upload(ingest: &Ingest, fields: Fields, photo: &Arrived) -> Result<Upload, Pr
     {
         return Err(Problem::new(Kind::NotAnImage, format!("content_type is {claimed:?}; expected image/*")));
     }
-    let content_type = ImageType::sniff(&photo.head).ok_or_else(|| {
+    let content_type = ImageType::sniff(head).ok_or_else(|| {
         let known: Vec<&str> = ImageType::ALL.iter().map(|t| t.as_str()).collect();
         Problem::new(Kind::NotAnImage, format!("the bytes are none of {}", known.join(", ")))
     })?;
@@ -95,7 +94,7 @@ fn upload(ingest: &Ingest, fields: Fields, photo: &Arrived) -> Result<Upload, Pr
         id,
         device_id,
         upload_id,
-        size_bytes: photo.bytes.size_bytes(),
+        size_bytes,
         sha256,
         content_type,
         filename,

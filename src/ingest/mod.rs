@@ -6,6 +6,7 @@
 mod accept;
 mod admission;
 pub mod body; // public for whoever counts its instructions
+pub mod digests; // and this too
 mod health;
 mod openapi;
 mod read;
@@ -26,6 +27,7 @@ use tracing::Instrument;
 
 use self::admission::Admission;
 use self::body::{Incoming, Photo};
+use self::digests::Digests;
 use self::refusals::Refusals;
 use crate::config::Config;
 use crate::http::problem::{Kind, Problem, method_not_allowed, not_found};
@@ -41,6 +43,7 @@ pub struct Ingest {
     spool: Spool,
     queue: Queue,
     admission: Admission,
+    digests: Digests,
     keys: Arc<KeyTemplate>,
     upload_bytes_max: usize,
     body_timeout: Duration,
@@ -55,6 +58,7 @@ impl Ingest {
     pub fn new(config: &Config, spool: Spool, queue: Queue, stopping: CancellationToken) -> Self {
         Ingest {
             admission: Admission::new(spool.clone()),
+            digests: Digests::start(),
             spool,
             queue,
             keys: Arc::new(config.keys.clone()),

@@ -7,12 +7,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::upload::{Sha256, Sha256Hasher};
+
 /// The bytes of a photo so far: those that were written out, and behind them those in memory.
 #[derive(Default)]
 pub struct Unfinished {
     pub(super) begun: Option<Part>,
     written_bytes: u64,
     written_crc: crc32fast::Hasher,
+    written_sha256: Sha256Hasher,
     pub(super) rest: Vec<u8>,
 }
 
@@ -25,6 +28,18 @@ impl Unfinished {
     /// Those that are in memory, to be added to.
     pub fn rest(&mut self) -> &mut Vec<u8> {
         &mut self.rest
+    }
+
+    /// The whole photo, if all of it is in memory.
+    pub fn in_memory(&self) -> Option<&[u8]> {
+        self.begun.is_none().then_some(&self.rest)
+    }
+
+    /// The digest of all of it.
+    pub fn sha256(&self) -> Sha256 {
+        let mut hasher = self.written_sha256.clone();
+        hasher.update(&self.rest);
+        hasher.finish()
     }
 
     /// The CRC-32 of all of it.
@@ -42,6 +57,7 @@ impl Unfinished {
         };
         part.file.write_all(&self.rest)?;
         self.written_crc.update(&self.rest);
+        self.written_sha256.update(&self.rest);
         self.written_bytes += self.rest.len() as u64;
         self.rest.clear();
         Ok(())

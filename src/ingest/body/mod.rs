@@ -1,7 +1,6 @@
 //! A request's body becomes fields and a photo: three kinds of body, one meaning.
 //!
-//! Always: the photo is decoded once, as it comes, and its digest is taken on the way; a body is given up as soon as it is
-//! known to be too large or too slow; while memory is short, photos that come slowly are written out as they come. Never: a
+//! Always: the photo is decoded once, as it comes; a body is given up as soon as it is known to be too large or too slow; while memory is short, photos that come slowly are written out as they come. Never: a
 //! photo held as text, or more of a body held than the photo and 64 KiB.
 
 mod base64;
@@ -22,7 +21,7 @@ use tokio::time::Instant;
 use super::admission::Room;
 use crate::http::problem::{Kind, Problem};
 use crate::spool::Unfinished;
-use crate::upload::{ImageType, Sha256, Sha256Hasher};
+use crate::upload::ImageType;
 
 /// The most bytes of everything but the photo.
 pub const REST_BYTES_MAX: usize = 64 * 1024;
@@ -44,12 +43,11 @@ pub struct Fields {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// A photo that grows as it comes, with its digest.
+/// A photo that grows as it comes.
 pub struct Photo {
     bytes: Unfinished,
     /// By which its kind is told.
     head: Vec<u8>,
-    hasher: Sha256Hasher,
     bytes_max: usize,
     room: Option<Room>,
 }
@@ -60,7 +58,6 @@ pub struct Arrived {
     pub bytes: Unfinished,
     /// Its first [`ImageType::SNIFF_BYTES`].
     pub head: Vec<u8>,
-    pub sha256: Sha256,
     /// The memory that it takes, to be held as long as it does.
     pub room: Option<Room>,
 }
@@ -68,7 +65,7 @@ pub struct Arrived {
 impl Photo {
     /// An empty one that may grow to `bytes_max`, as long as there is `room` in memory.
     pub fn new(bytes_max: usize, room: Option<Room>) -> Self {
-        Photo { bytes: Unfinished::default(), head: Vec::new(), hasher: Sha256Hasher::new(), bytes_max, room }
+        Photo { bytes: Unfinished::default(), head: Vec::new(), bytes_max, room }
     }
 
     /// Makes place for a photo of about `bytes`.
@@ -91,7 +88,6 @@ impl Photo {
         let before = rest.len();
         write(rest).map_err(explain)?;
         let new = &rest[before..];
-        self.hasher.update(new);
         let head_lacks = ImageType::SNIFF_BYTES.saturating_sub(self.head.len());
         self.head.extend_from_slice(&new[..new.len().min(head_lacks)]);
         let new_bytes = new.len();
@@ -131,7 +127,7 @@ impl Photo {
 
     /// Ends it.
     pub fn finish(self) -> Arrived {
-        Arrived { bytes: self.bytes, head: self.head, sha256: self.hasher.finish(), room: self.room }
+        Arrived { bytes: self.bytes, head: self.head, room: self.room }
     }
 }
 

@@ -1,0 +1,168 @@
+//! SHA-256 of photos that are all there, many at once.
+//!
+//! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
+//! in about the time of two. Processors with instructions for SHA-256 do without. Always: while the processor has nothing else
+//! to do, a photo is digested at once, alone if it is alone; while it is busy, the others' work goes first, for a moment, so
+//! that there are more photos to take together. Never: a photo that waits long for others, or for a much larger one.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::http::problem::{Kind, Problem};
+use crate::spool::Unfinished;
+use crate::upload::Sha256;
+
+/// Fewer take no less time side by side than one after the other.
+const TOGETHER_MIN: usize = 3;
+/// A larger photo is digested apart, as all lanes go on until the longest is done.
+const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
+/// The longest that a photo waits for others.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// Whoever gives the processor up and has it back sooner than this was alone on it.
+const ALONE: Duration = Duration::from_micros(20);
+
+/// Where photos are brought to be digested. Cheap to clone; its thread ends with the last of its clones. What waits is in
+/// memory and has its room there, so no more can wait than are let in.
+#[derive(Clone)]
+pub struct Digests {
+    waiting: Sender<Waiting>,
+}
+
+struct Waiting {
+    photo: Unfinished,
+    done: oneshot::Sender<(Unfinished, Sha256)>,
+}
+
+impl Digests {
+    pub fn start() -> Digests {
+        let (waiting, brought) = channel();
+        let lanes = lanes();
+        if let Err(error) = thread::Builder::new().name("digests".to_owned()).spawn(move || digest_all(&brought, lanes))
+        {
+            // each is digested by itself then
+            tracing::warn!(%error, "no thread for digests");
+        }
+        Digests { waiting }
+    }
+
+    /// Gives the photo back with its digest.
+    pub async fn digest(&self, photo: Unfinished) -> Result<(Unfinished, Sha256), Problem> {
+        let apart = match photo.in_memory() {
+            Some(bytes) if bytes.len() <= TOGETHER_BYTES_MAX => {
+                let (done, digested) = oneshot::channel();
+                match self.waiting.send(Waiting { photo, done }) {
+                    Ok(()) => return digested.await.map_err(|_| not_digested()),
+                    Err(unsent) => unsent.0.photo,
+                }
+            }
+            _ => photo,
+        };
+        let digested = tokio::task::spawn_blocking(move || {
+            let sha256 = apart.sha256();
+            (apart, sha256)
+        });
+        digested.await.map_err(|_| not_digested())
+    }
+}
+
+fn not_digested() -> Problem {
+    Problem::new(Kind::Internal, "the photo was not kept; send it again")
+}
+
+/// How many chains go side by side here.
+fn lanes() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let has_instructions = std::arch::is_x86_feature_detected!("sha");
+    #[cfg(target_arch = "aarch64")]
+    let has_instructions = std::arch::is_aarch64_feature_detected!("sha2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_instructions = true;
+    if has_instructions { 1 } else { tape_sha256::lane_width() }
+}
+
+fn digest_all(brought: &Receiver<Waiting>, lanes: usize) {
+    while let Ok(first) = brought.recv() {
+        let since = Instant::now();
+        let mut together = vec![first];
+        loop {
+            together.extend(brought.try_iter().take(lanes - together.len()));
+            if together.len() == lanes || since.elapsed() > PATIENCE || !others_had_work() {
+                break;
+            }
+        }
+        let digests =
+            sha256_of(&together.iter().map(|one| one.photo.in_memory().unwrap_or_default()).collect::<Vec<_>>());
+        for (one, sha256) in together.into_iter().zip(digests) {
+            // a device that has hung up does not wait any more
+            let _ = one.done.send((one.photo, sha256));
+        }
+    }
+}
+
+/// Gives the processor up to whoever waits for it. False when nobody did.
+fn others_had_work() -> bool {
+    let before = Instant::now();
+    thread::yield_now();
+    before.elapsed() > ALONE
+}
+
+/// The digests of all, in their order.
+pub fn sha256_of(photos: &[&[u8]]) -> Vec<Sha256> {
+    if photos.len() < TOGETHER_MIN {
+        return photos.iter().map(|photo| Sha256::of(photo)).collect();
+    }
+    let mut digests = vec![[0; 32]; photos.len()];
+    tape_sha256::hash_many(photos, &mut digests);
+    digests.into_iter().map(Sha256).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::SpoolLimits;
+    use crate::spool::Spool;
+    use crate::units::{ByteSize, Reserve};
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn photos_of_any_sizes_have_the_same_digests_together_as_alone(
+            photos in vec(vec(any::<u8>(), 0..2_000), 0..40)
+        ) {
+            let together = sha256_of(&photos.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let alone: Vec<Sha256> = photos.iter().map(|photo| Sha256::of(photo)).collect();
+            prop_assert_eq!(together, alone);
+        }
+    }
+
+    #[tokio::test]
+    async fn each_photo_comes_back_with_its_own_digest() {
+        let digests = Digests::start();
+        let photos: Vec<Vec<u8>> =
+            (0..50).map(|n: u8| vec![n; 100 * usize::from(n)]).chain([vec![7; 3 << 20]]).collect();
+        let brought = photos.iter().map(|photo| digests.digest(photo.clone().into()));
+        for (photo, digested) in photos.iter().zip(futures_util::future::join_all(brought).await) {
+            let (back, sha256) = digested.unwrap();
+            assert_eq!((back.in_memory(), sha256), (Some(photo.as_slice()), Sha256::of(photo)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_photo_that_was_begun_on_disk_has_the_digest_of_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
+        let spool = Spool::open(folder.path(), limits).unwrap();
+        let mut photo = Unfinished::from(b"some ".to_vec());
+        photo = spool.write_out(photo).await.unwrap();
+        photo.rest().extend_from_slice(b"bytes");
+        let (_, sha256) = Digests::start().digest(photo).await.unwrap();
+        assert_eq!(sha256, Sha256::of(b"some bytes"));
+    }
+}
