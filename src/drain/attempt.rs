@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Drain;
-use super::underway::Cut;
+use super::underway::{Arrival, Cut};
 use crate::bucket::{Held, Object};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -49,8 +49,9 @@ pub enum Outcome {
     GivenUp,
 }
 
-/// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for.
-pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut) -> Outcome {
+/// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for, and `arrival` that nothing of it
+/// is on its way any more.
+pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, arrival: Arrival) -> Outcome {
     let span = tracing::info_span!("drain", upload = %lease.upload.id, device = %lease.upload.device_id, attempt = lease.attempt);
     if let Some(accepted_in) = &lease.upload.traceparent {
         link_trace(&span, accepted_in);
@@ -63,6 +64,9 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut) -> Outco
             () = cut.stood_still.cancelled() => Err(Failed::StoodStill),
         };
         turn.is_ours();
+        if sent.is_ok() {
+            arrival.tell();
+        }
         conclude(drain, &lease, sent).await
     }
     .instrument(span)
@@ -186,7 +190,7 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, 
 async fn finish(drain: &Drain, lease: &Lease) -> Result<bool> {
     let unheard = |e| Error::unavailable("the queue does not answer", e);
     crash_points::pass(Point::DrainUploaded).await.map_err(unheard)?;
-    let finished = drain.queue.finish(lease).await?;
+    let finished = drain.finishes.finish(lease).await?;
     crash_points::pass(Point::DrainFinished).await.map_err(unheard)?;
     Ok(finished)
 }

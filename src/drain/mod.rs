@@ -6,6 +6,7 @@
 
 mod attempt;
 mod environment;
+mod finishes;
 mod leader;
 pub mod steering;
 mod suspects;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::attempt::{LEASE, Outcome};
 use self::environment::Environment;
+use self::finishes::Finishes;
 use self::leader::Leadership;
 use self::suspects::Suspects;
 use self::underway::Underway;
@@ -46,6 +48,10 @@ const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const PHOTO_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// Uploads claimed at once at most.
 const CLAIM_MAX: usize = 16;
+/// So many places must be free before more is claimed, as a commit is much of what an upload costs; of few, half.
+const CLAIM_WORTH: usize = 4;
+/// Uploads that have arrived and of which the queue has not been told at most.
+const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
 /// A claim that takes longer must not keep the lead from being renewed; what it leased comes back by itself.
@@ -60,6 +66,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Drain {
     spool: Spool,
     queue: Queue,
+    finishes: Finishes,
     bucket: Bucket,
     pacer: Pacer,
     owner: String,
@@ -73,11 +80,13 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// Must be called in a tokio runtime.
     pub fn new(spool: Spool, queue: Queue, bucket: Bucket, pacer: Pacer) -> Self {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let bucket = bucket.paced(&pacer);
         Drain {
             spool,
+            finishes: Finishes::start(queue.clone()),
             queue,
             bucket,
             pacer,
@@ -154,6 +163,8 @@ impl Drain {
         let mut sent_bytes = self.pacer.sent_bytes();
         // the queue had as many as were asked for
         let mut backlog = false;
+        // places are free until all are taken; then several must be
+        let mut filling = true;
         let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
@@ -221,10 +232,12 @@ impl Drain {
                 Some(_) => width.forget(),
             }
             let free = match outage {
-                None if underway.bytes() >= UNDERWAY_BYTES_MAX => 0,
+                None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
                 None => {
                     let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
-                    width.uploads().saturating_sub(underway.occupying()).min(CLAIM_MAX).min(room.max(1) as usize)
+                    let places = width.uploads().saturating_sub(underway.occupying());
+                    filling = places > 0 && (filling || places >= CLAIM_WORTH.min(width.uploads() / 2));
+                    if filling { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
                 }
                 // one probe at a time, beside those that were on their way already or stand still
                 Some(since) => usize::from(underway.moving_since(since) == 0),
@@ -257,6 +270,7 @@ impl Drain {
             }
             self.show(&environment, underway.is_empty());
 
+            let arrival = underway.arrival();
             tokio::select! {
                 Some(ended) = underway.next_ended() => {
                     match ended.outcome {
@@ -273,6 +287,8 @@ impl Drain {
                     // attempts that end now look whether it is an outage
                     self.show(&environment, underway.is_empty());
                 }
+                // its place is free
+                () = arrival, if !idle => {}
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}

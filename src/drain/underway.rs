@@ -1,12 +1,15 @@
 //! The uploads on their way: how many there are, which of them stand still, how they end.
 //!
-//! Always: one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when
+//! One that has arrived is on its way no more, though the queue has yet to be told; its place is free. Always: one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when
 //! one that began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the
 //! pacer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +33,8 @@ pub struct Underway {
     uploads: HashMap<Id, OnItsWay>,
     /// When the latest of those that have passed began.
     passed_began: Option<Instant>,
+    /// One has arrived since somebody last looked.
+    any_arrived: Arc<Notify>,
 }
 
 struct OnItsWay {
@@ -38,6 +43,21 @@ struct OnItsWay {
     attempt: i32,
     turn: Turn,
     cut: Cut,
+    arrival: Arrival,
+}
+
+/// By which an attempt tells that the bucket has its photo.
+#[derive(Clone)]
+pub struct Arrival {
+    arrived: Arc<AtomicBool>,
+    any: Arc<Notify>,
+}
+
+impl Arrival {
+    pub fn tell(&self) {
+        self.arrived.store(true, Ordering::Relaxed);
+        self.any.notify_one();
+    }
 }
 
 /// The two ways to end an attempt early.
@@ -74,12 +94,27 @@ impl Underway {
     }
 
     pub fn len(&self) -> usize {
-        self.tasks.len()
+        self.not_arrived().count()
     }
 
     /// Bytes of their photos, which are in memory.
     pub fn bytes(&self) -> u64 {
-        self.uploads.values().map(|upload| upload.bytes).sum()
+        self.not_arrived().map(|upload| upload.bytes).sum()
+    }
+
+    /// How many have arrived without the queue being told yet.
+    pub fn untold(&self) -> usize {
+        self.uploads.len() - self.len()
+    }
+
+    fn not_arrived(&self) -> impl Iterator<Item = &OnItsWay> {
+        self.uploads.values().filter(|upload| !upload.arrival.arrived.load(Ordering::Relaxed))
+    }
+
+    /// Resolves when one has arrived since the last call.
+    pub fn arrival(&self) -> impl Future<Output = ()> + use<> {
+        let any_arrived = self.any_arrived.clone();
+        async move { any_arrived.notified().await }
     }
 
     /// How many do not stand still.
@@ -89,7 +124,7 @@ impl Underway {
 
     /// How many take up a place among those that may be on their way: all but those that stand still where others pass.
     pub fn occupying(&self) -> usize {
-        self.uploads.values().filter(|upload| !self.stands_alone(upload)).count()
+        self.not_arrived().filter(|upload| !self.stands_alone(upload)).count()
     }
 
     /// It stands still, and one that began later has passed.
@@ -106,9 +141,17 @@ impl Underway {
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
         let bytes = lease.upload.size_bytes;
-        let on_its_way = OnItsWay { began, bytes, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone() };
+        let arrival = Arrival { arrived: Arc::default(), any: self.any_arrived.clone() };
+        let on_its_way = OnItsWay {
+            began,
+            bytes,
+            attempt: lease.attempt,
+            turn: turn.clone(),
+            cut: cut.clone(),
+            arrival: arrival.clone(),
+        };
         let drain = drain.clone();
-        let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut).await });
+        let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, arrival).await });
         self.uploads.insert(task.id(), on_its_way);
     }
 

@@ -321,10 +321,21 @@ impl Queue {
     /// Records that S3 has the photo and confirmed its digest. False when a later attempt holds the lease; then that one
     /// will find the object there.
     pub async fn finish(&self, held: &Lease) -> Result<bool> {
-        if on_backend!(self, queue => queue.finish(held))? {
-            return Ok(true);
+        self.finish_all(&[held]).await.map(|finished| finished == [true])
+    }
+
+    /// [`Queue::finish`] of several in one commit; what it says of each, in their order.
+    pub async fn finish_all(&self, held: &[&Lease]) -> Result<Vec<bool>> {
+        let finished = on_backend!(self, queue => queue.finish(held))?;
+        let mut each = Vec::with_capacity(held.len());
+        for lease in held {
+            each.push(finished.contains(&lease.upload.id) || self.has_finished(lease).await?);
         }
-        // the reply to an earlier commit may have been lost
+        Ok(each)
+    }
+
+    /// The reply to an earlier commit may have been lost.
+    async fn has_finished(&self, held: &Lease) -> Result<bool> {
         let record = self.get(held.upload.id).await?;
         Ok(record.is_some_and(|r| r.state == State::Uploaded && r.attempt == held.attempt))
     }

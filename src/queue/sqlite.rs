@@ -98,6 +98,29 @@ impl Sqlite {
         Ok(new)
     }
 
+    /// Says of those that still hold their lease that they are uploaded, in one transaction; which they were. One that was
+    /// reaped but not claimed again is finished all the same: no other attempt has begun.
+    pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<UploadId>> {
+        let mut finished = Vec::with_capacity(held.len());
+        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        for lease in held {
+            let done = sqlx::query(
+                "UPDATE uploads SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
+                     uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+                 WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')",
+            )
+            .bind(lease.upload.id.0)
+            .bind(lease.attempt)
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() == 1 {
+                finished.push(lease.upload.id);
+            }
+        }
+        transaction.commit().await?;
+        Ok(finished)
+    }
+
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
         let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for id in ids {

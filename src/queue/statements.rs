@@ -211,22 +211,6 @@ macro_rules! shared_statements {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            pub(super) async fn finish(&self, held: &Lease) -> sqlx::Result<bool> {
-                // an upload that was reaped but not claimed again is finished all the same: no other attempt has begun
-                sqlx::query(concat!(
-                    "UPDATE uploads SET state = 'uploaded', uploaded_at_ms = ",
-                    $now,
-                    ", reason = NULL,
-                         lease_owner = NULL, lease_until_ms = NULL
-                     WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')"
-                ))
-                .bind(held.upload.id.0)
-                .bind(held.attempt)
-                .execute(&self.write)
-                .await
-                .map(|done| done.rows_affected() == 1)
-            }
-
             pub(super) async fn release(&self, held: &Lease, rest: Duration) -> sqlx::Result<bool> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL,
