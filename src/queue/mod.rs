@@ -329,7 +329,7 @@ impl Queue {
         let finished = on_backend!(self, queue => queue.finish(held))?;
         let mut each = Vec::with_capacity(held.len());
         for lease in held {
-            each.push(finished.contains(&lease.upload.id) || self.has_finished(lease).await?);
+            each.push(finished.contains(&(lease.upload.id.0, lease.attempt)) || self.has_finished(lease).await?);
         }
         Ok(each)
     }

@@ -99,20 +99,20 @@ impl Postgres {
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 
-    /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; which they
-    /// were. One that was reaped but not claimed again is finished all the same: no other attempt has begun.
-    pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<UploadId>> {
-        let ids: Vec<(Uuid,)> = sqlx::query_as(
+    /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and
+    /// attempts. One that was reaped but not claimed again is finished all the same: no other attempt has begun.
+    pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
+        sqlx::query_as(
             "UPDATE uploads AS u SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
                  uploaded_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
              FROM unnest($1::uuid[], $2::int[]) AS held (id, attempt)
-             WHERE u.id = held.id AND u.attempt = held.attempt AND u.state IN ('uploading', 'queued') RETURNING u.id",
+             WHERE u.id = held.id AND u.attempt = held.attempt AND u.state IN ('uploading', 'queued')
+             RETURNING u.id, u.attempt",
         )
         .bind(held.iter().map(|lease| lease.upload.id.0).collect::<Vec<_>>())
         .bind(held.iter().map(|lease| lease.attempt).collect::<Vec<_>>())
         .fetch_all(&self.write)
-        .await?;
-        Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
+        .await
     }
 
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {

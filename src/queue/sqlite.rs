@@ -98,9 +98,9 @@ impl Sqlite {
         Ok(new)
     }
 
-    /// Says of those that still hold their lease that they are uploaded, in one transaction; which they were. One that was
-    /// reaped but not claimed again is finished all the same: no other attempt has begun.
-    pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<UploadId>> {
+    /// Says of those that still hold their lease that they are uploaded, in one transaction; their ids and attempts. One
+    /// that was reaped but not claimed again is finished all the same: no other attempt has begun.
+    pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
         let mut finished = Vec::with_capacity(held.len());
         let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
         for lease in held {
@@ -114,7 +114,7 @@ impl Sqlite {
             .execute(&mut *transaction)
             .await?;
             if done.rows_affected() == 1 {
-                finished.push(lease.upload.id);
+                finished.push((lease.upload.id.0, lease.attempt));
             }
         }
         transaction.commit().await?;

@@ -240,9 +240,11 @@ on_both_queues! {
         let holding = current.iter().chain(&current[..1]).map(|lease| (lease, true));
         let mut ending: Vec<(&Lease, bool)> = lost.chain(unclaimed).chain(holding).collect();
         ending.sort_by_key(|(lease, _)| lease.upload.sha256.to_string());
-        let ended = futures_util::future::join_all(ending.iter().map(|(lease, _)| queue.finish(lease))).await;
+        let leases: Vec<&Lease> = ending.iter().map(|(lease, _)| *lease).collect();
+        let ended = queue.finish_all(&leases).await.unwrap();
+        assert_eq!(ended.len(), ending.len());
         for ((lease, heard), ended) in ending.into_iter().zip(ended) {
-            assert_eq!(ended.unwrap(), heard, "attempt {} of {}", lease.attempt, lease.upload.object_key);
+            assert_eq!(ended, heard, "attempt {} of {}", lease.attempt, lease.upload.object_key);
         }
         assert_eq!(queue.books().await.unwrap().uploaded.uploads, 30);
     }
