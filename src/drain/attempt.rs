@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Drain;
-use super::underway::{Arrival, Cut};
+use super::underway::{Cut, Landing};
 use crate::bucket::{Held, Object};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -49,9 +49,9 @@ pub enum Outcome {
     GivenUp,
 }
 
-/// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for, and `arrival` that nothing of it
-/// is on its way any more.
-pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, arrival: Arrival) -> Outcome {
+/// Sends the upload of `lease`; `cut` ends the attempt early. `turn` tells whom it waits for, and `landing` that the
+/// bucket has the photo.
+pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, landing: Landing) -> Outcome {
     let span = tracing::info_span!("drain", upload = %lease.upload.id, device = %lease.upload.device_id, attempt = lease.attempt);
     if let Some(accepted_in) = &lease.upload.traceparent {
         link_trace(&span, accepted_in);
@@ -65,7 +65,7 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, arrival:
         };
         turn.is_ours();
         if sent.is_ok() {
-            arrival.tell();
+            landing.tell();
         }
         conclude(drain, &lease, sent).await
     }

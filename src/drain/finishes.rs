@@ -1,12 +1,13 @@
-//! What S3 has confirmed, told to the queue: several uploads in one commit.
+//! What S3 has confirmed, told to the queue: several uploads in one commit, which is much of what an upload costs.
 //!
-//! Nobody but the books waits for it, and a commit is much of what an upload costs. Always: an upload that has arrived waits
-//! only a moment for others. Never: told as finished before the commit that says so; what a crash keeps from being told, a
-//! later attempt finds in the bucket.
+//! Their places are free meanwhile. Always: an upload that has landed waits only a moment for others; a queue that does not
+//! answer is given up in time for the attempts to try again. Never: told as finished before the commit that says so; what a
+//! crash keeps from being told, a later attempt finds in the bucket.
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
@@ -15,14 +16,16 @@ use crate::queue::{Lease, Queue};
 const COMPANY: Duration = Duration::from_millis(100);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
+/// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where attempts that have arrived are brought. Cheap to clone; its task ends with the last of its clones.
+/// Where attempts are brought that have landed. Cheap to clone; its task ends with the last of its clones.
 #[derive(Clone)]
 pub struct Finishes {
-    arrived: mpsc::Sender<Arrived>,
+    landed: mpsc::Sender<Landed>,
 }
 
-struct Arrived {
+struct Landed {
     lease: Lease,
     told: oneshot::Sender<Result<bool>>,
 }
@@ -30,36 +33,41 @@ struct Arrived {
 impl Finishes {
     /// Must be called in a tokio runtime.
     pub fn start(queue: Queue) -> Finishes {
-        let (arrived, mut brought) = mpsc::channel::<Arrived>(TOGETHER_MAX);
-        tokio::spawn(async move {
-            let mut together = Vec::new();
-            while let Some(first) = brought.recv().await {
-                together.push(first);
-                let company = tokio::time::sleep(COMPANY);
-                tokio::pin!(company);
-                while together.len() < TOGETHER_MAX {
-                    tokio::select! {
-                        Some(one) = brought.recv() => together.push(one),
-                        () = &mut company => break,
-                    }
-                }
-                let leases: Vec<&Lease> = together.iter().map(|one| &one.lease).collect();
-                let finished = queue.finish_all(&leases).await;
-                for (at, one) in together.drain(..).enumerate() {
-                    let own = finished.as_ref().map(|finished| finished[at]).map_err(Error::clone);
-                    // an attempt that is tired of waiting tries again
-                    let _ = one.told.send(own);
-                }
-            }
-        });
-        Finishes { arrived }
+        let (landed, brought) = mpsc::channel(TOGETHER_MAX);
+        tokio::spawn(finish_all(queue, brought));
+        Finishes { landed }
     }
 
     /// Records that S3 has the photo of this lease, like [`Queue::finish`].
     pub async fn finish(&self, lease: &Lease) -> Result<bool> {
         let closed = || Error::Unavailable("nobody tells the queue any more".to_owned());
         let (told, answered) = oneshot::channel();
-        self.arrived.send(Arrived { lease: lease.clone(), told }).await.map_err(|_| closed())?;
+        self.landed.send(Landed { lease: lease.clone(), told }).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())?
+    }
+}
+
+async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Landed>) {
+    let mut together = Vec::new();
+    while let Some(first) = brought.recv().await {
+        together.push(first);
+        let company = tokio::time::sleep(COMPANY);
+        tokio::pin!(company);
+        while together.len() < TOGETHER_MAX {
+            tokio::select! {
+                Some(one) = brought.recv() => together.push(one),
+                () = &mut company => break,
+            }
+        }
+        // who was tired of waiting comes again
+        together.retain(|one| !one.told.is_closed());
+        let leases: Vec<&Lease> = together.iter().map(|one| &one.lease).collect();
+        let finished = timeout(COMMIT_TIMEOUT, queue.finish_all(&leases)).await.unwrap_or_else(|_| {
+            let late = format!("the queue did not commit within {} s", COMMIT_TIMEOUT.as_secs());
+            vec![Err(Error::Unavailable(late)); leases.len()]
+        });
+        for (one, finished) in together.drain(..).zip(finished) {
+            let _ = one.told.send(finished);
+        }
     }
 }

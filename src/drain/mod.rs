@@ -48,9 +48,12 @@ const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const PHOTO_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// Uploads claimed at once at most.
 const CLAIM_MAX: usize = 16;
-/// So many places must be free before more is claimed, as a commit is much of what an upload costs; of few, half.
+/// A claim is a commit, which is much of what an upload costs. So while more waits, so many places are to be free for one, of
+/// few places half of them…
 const CLAIM_WORTH: usize = 4;
-/// Uploads that have arrived and of which the queue has not been told at most.
+/// …or one for so long.
+const PLACE_FREE_MAX: Duration = Duration::from_millis(200);
+/// With so many uploads that have landed and of which the queue has not heard no more is claimed: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
@@ -163,8 +166,7 @@ impl Drain {
         let mut sent_bytes = self.pacer.sent_bytes();
         // the queue had as many as were asked for
         let mut backlog = false;
-        // places are free until all are taken; then several must be
-        let mut filling = true;
+        let mut place_free_since = None;
         let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
@@ -175,7 +177,7 @@ impl Drain {
                 led => {
                     // whatever is on its way now belongs to another drain's allowance
                     if std::mem::take(&mut led_before) {
-                        let uploads = underway.len();
+                        let uploads = underway.sending();
                         match &led {
                             Ok(_) => {
                                 tracing::warn!(uploads, "the lead is lost; what is on its way goes back to the queue")
@@ -225,24 +227,28 @@ impl Drain {
                         arrived_bytes: self.pacer.arrived_bytes(),
                         resent_bytes: self.pacer.resent_bytes(),
                         waiting: self.pacer.waiting(),
-                        photo_bytes: underway.bytes() / underway.len().max(1) as u64,
+                        photo_bytes: underway.bytes() / underway.sending().max(1) as u64,
                         backlog,
                     },
                 ),
                 Some(_) => width.forget(),
             }
+            let mut waits_for_places = false;
             let free = match outage {
                 None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
                 None => {
                     let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
+                    let free_for = place_free_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                     let places = width.uploads().saturating_sub(underway.occupying());
-                    filling = places > 0 && (filling || places >= CLAIM_WORTH.min(width.uploads() / 2));
-                    if filling { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
+                    let worth = !backlog || is_worth_a_claim(places, width.uploads(), free_for);
+                    waits_for_places = places > 0 && !worth;
+                    if worth { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
                 }
                 // one probe at a time, beside those that were on their way already or stand still
                 Some(since) => usize::from(underway.moving_since(since) == 0),
             }
-            .min((width.uploads() + STILL_MAX).saturating_sub(underway.len()));
+            .min((width.uploads() + STILL_MAX).saturating_sub(underway.sending()));
+            place_free_since = if waits_for_places { place_free_since.or(Some(Instant::now())) } else { None };
             let resting = environment.rests_until();
 
             let (mut idle, mut queue_away) = (false, false);
@@ -270,7 +276,8 @@ impl Drain {
             }
             self.show(&environment, underway.is_empty());
 
-            let arrival = underway.arrival();
+            let landing = underway.landing();
+            let enough_places = place_free_since.unwrap_or_else(Instant::now) + PLACE_FREE_MAX;
             tokio::select! {
                 Some(ended) = underway.next_ended() => {
                     match ended.outcome {
@@ -288,7 +295,8 @@ impl Drain {
                     self.show(&environment, underway.is_empty());
                 }
                 // its place is free
-                () = arrival, if !idle => {}
+                () = landing, if !idle => {}
+                () = sleep_until(enough_places), if waits_for_places => {}
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}
@@ -312,7 +320,7 @@ impl Drain {
                     }
                 }
             }
-            tracing::info!(uploads = underway.len(), "uploads still on their way go back to the queue");
+            tracing::info!(uploads = underway.sending(), "uploads still on their way go back to the queue");
             underway.cut_all().await;
         }
         leadership.resign().await;
@@ -331,6 +339,11 @@ impl Drain {
     }
 }
 
+/// So many places of `width` are free, one of them for so long; whether more is to be claimed for them.
+fn is_worth_a_claim(places: usize, width: usize, free_for: Duration) -> bool {
+    places >= CLAIM_WORTH.min(width / 2) || free_for >= PLACE_FREE_MAX
+}
+
 /// A queue that is away is logged when it goes and when it is back.
 fn note_queue(outage: &Outage, error: Option<Error>) {
     match error {
@@ -341,5 +354,23 @@ fn note_queue(outage: &Outage, error: Option<Error>) {
         }
         Some(error) if outage.failed() => tracing::warn!(%error, "the queue is away; trying again"),
         Some(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_free_places_are_worth_a_claim_and_of_few_half() {
+        let worth = |places, width| is_worth_a_claim(places, width, Duration::ZERO);
+        assert!(!worth(3, 8) && worth(4, 8) && worth(4, 128));
+        assert!(!worth(1, 4) && worth(2, 4));
+    }
+
+    #[test]
+    fn one_place_that_was_free_for_long_is_worth_a_claim() {
+        assert!(!is_worth_a_claim(1, 8, PLACE_FREE_MAX / 2));
+        assert!(is_worth_a_claim(1, 8, PLACE_FREE_MAX));
     }
 }

@@ -1,8 +1,8 @@
 //! The uploads on their way: how many there are, which of them stand still, how they end.
 //!
-//! One that has arrived is on its way no more, though the queue has yet to be told; its place is free. Always: one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when
-//! one that began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the
-//! pacer.
+//! One that has landed is in the bucket, and the queue has yet to hear of it: its place is free, but it has not ended. Always:
+//! one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when one that
+//! began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the pacer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ pub struct Underway {
     uploads: HashMap<Id, OnItsWay>,
     /// When the latest of those that have passed began.
     passed_began: Option<Instant>,
-    /// One has arrived since somebody last looked.
-    any_arrived: Arc<Notify>,
+    /// One has landed since somebody last looked.
+    any_landed: Arc<Notify>,
 }
 
 struct OnItsWay {
@@ -43,19 +43,19 @@ struct OnItsWay {
     attempt: i32,
     turn: Turn,
     cut: Cut,
-    arrival: Arrival,
+    landing: Landing,
 }
 
 /// By which an attempt tells that the bucket has its photo.
 #[derive(Clone)]
-pub struct Arrival {
-    arrived: Arc<AtomicBool>,
+pub struct Landing {
+    landed: Arc<AtomicBool>,
     any: Arc<Notify>,
 }
 
-impl Arrival {
+impl Landing {
     pub fn tell(&self) {
-        self.arrived.store(true, Ordering::Relaxed);
+        self.landed.store(true, Ordering::Relaxed);
         self.any.notify_one();
     }
 }
@@ -89,42 +89,44 @@ pub struct Ended {
 }
 
 impl Underway {
+    /// All have ended.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    pub fn len(&self) -> usize {
-        self.not_arrived().count()
+    /// How many have not landed.
+    pub fn sending(&self) -> usize {
+        self.not_landed().count()
     }
 
     /// Bytes of their photos, which are in memory.
     pub fn bytes(&self) -> u64 {
-        self.not_arrived().map(|upload| upload.bytes).sum()
+        self.not_landed().map(|upload| upload.bytes).sum()
     }
 
-    /// How many have arrived without the queue being told yet.
+    /// How many have landed without the queue having heard of it.
     pub fn untold(&self) -> usize {
-        self.uploads.len() - self.len()
+        self.uploads.len() - self.sending()
     }
 
-    fn not_arrived(&self) -> impl Iterator<Item = &OnItsWay> {
-        self.uploads.values().filter(|upload| !upload.arrival.arrived.load(Ordering::Relaxed))
+    fn not_landed(&self) -> impl Iterator<Item = &OnItsWay> {
+        self.uploads.values().filter(|upload| !upload.landing.landed.load(Ordering::Relaxed))
     }
 
-    /// Resolves when one has arrived since the last call.
-    pub fn arrival(&self) -> impl Future<Output = ()> + use<> {
-        let any_arrived = self.any_arrived.clone();
-        async move { any_arrived.notified().await }
+    /// Resolves when one has landed since the last call.
+    pub fn landing(&self) -> impl Future<Output = ()> + use<> {
+        let any_landed = self.any_landed.clone();
+        async move { any_landed.notified().await }
     }
 
-    /// How many do not stand still.
+    /// How many do not stand still, those that have landed included.
     pub fn moving(&self) -> usize {
         self.uploads.values().filter(|upload| upload.still_since().is_none()).count()
     }
 
     /// How many take up a place among those that may be on their way: all but those that stand still where others pass.
     pub fn occupying(&self) -> usize {
-        self.not_arrived().filter(|upload| !self.stands_alone(upload)).count()
+        self.not_landed().filter(|upload| !self.stands_alone(upload)).count()
     }
 
     /// It stands still, and one that began later has passed.
@@ -141,17 +143,17 @@ impl Underway {
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
         let bytes = lease.upload.size_bytes;
-        let arrival = Arrival { arrived: Arc::default(), any: self.any_arrived.clone() };
+        let landing = Landing { landed: Arc::default(), any: self.any_landed.clone() };
         let on_its_way = OnItsWay {
             began,
             bytes,
             attempt: lease.attempt,
             turn: turn.clone(),
             cut: cut.clone(),
-            arrival: arrival.clone(),
+            landing: landing.clone(),
         };
         let drain = drain.clone();
-        let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, arrival).await });
+        let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, landing).await });
         self.uploads.insert(task.id(), on_its_way);
     }
 

@@ -4,9 +4,9 @@
 //! the books are kept in the transaction that changes the rows. Never: a transaction that stays open while something else
 //! than SQL happens.
 //!
-//! `record.rs` is what is asked for and answered; `sqlite.rs` and `postgres.rs` hold what differs (opening, and whatever is done to many at once); `statements.rs` what is one
-//! text for both; `claims.rs` says what leaves next, and `sheds.rs` what is given up; `group_commit.rs` gathers
-//! waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
+//! `record.rs` is what is asked for and answered; `sqlite.rs` and `postgres.rs` hold what differs (opening, and whatever is
+//! done to many at once); `statements.rs` what is one text for both; `claims.rs` says what leaves next, and `sheds.rs` what is
+//! given up; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
 
 mod claims;
 mod group_commit;
@@ -321,17 +321,23 @@ impl Queue {
     /// Records that S3 has the photo and confirmed its digest. False when a later attempt holds the lease; then that one
     /// will find the object there.
     pub async fn finish(&self, held: &Lease) -> Result<bool> {
-        self.finish_all(&[held]).await.map(|finished| finished == [true])
+        self.finish_all(&[held]).await.pop().unwrap_or(Ok(false))
     }
 
     /// [`Queue::finish`] of several in one commit; what it says of each, in their order.
-    pub async fn finish_all(&self, held: &[&Lease]) -> Result<Vec<bool>> {
-        let finished = on_backend!(self, queue => queue.finish(held))?;
+    pub async fn finish_all(&self, held: &[&Lease]) -> Vec<Result<bool>> {
+        let finished = match on_backend!(self, queue => queue.finish(held)) {
+            Ok(finished) => finished,
+            Err(error) => return vec![Err(error); held.len()],
+        };
         let mut each = Vec::with_capacity(held.len());
         for lease in held {
-            each.push(finished.contains(&(lease.upload.id.0, lease.attempt)) || self.has_finished(lease).await?);
+            each.push(match finished.contains(&(lease.upload.id.0, lease.attempt)) {
+                true => Ok(true),
+                false => self.has_finished(lease).await,
+            });
         }
-        Ok(each)
+        each
     }
 
     /// The reply to an earlier commit may have been lost.

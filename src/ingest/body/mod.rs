@@ -1,7 +1,8 @@
 //! A request's body becomes fields and a photo: three kinds of body, one meaning.
 //!
-//! Always: the photo is decoded once, as it comes; a body is given up as soon as it is known to be too large or too slow; while memory is short, photos that come slowly are written out as they come. Never: a
-//! photo held as text, or more of a body held than the photo and 64 KiB.
+//! Always: the photo is decoded once, as it comes; a body is given up as soon as it is known to be too large or too slow;
+//! while memory is short, photos that come slowly are written out as they come. Never: a photo held as text, or more of a body
+//! held than the photo and 64 KiB.
 
 mod base64;
 mod json;
