@@ -39,7 +39,7 @@ macro_rules! points {
 points! {
     /// Before the file in `incoming/` is made.
     SpoolCreate = "spool.create",
-    /// The photo is written, its record is not.
+    /// The file in `incoming/` is made, nothing is written.
     SpoolWrite = "spool.write",
     /// All is written, nothing synced.
     SpoolSync = "spool.sync",

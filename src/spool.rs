@@ -18,17 +18,19 @@
 //! reported faulty and nothing more is accepted.
 
 mod ballast;
+mod buffer;
 mod photo_file;
 mod unfinished;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use crate::config::SpoolLimits;
 use crate::crash_points::{self, Point};
@@ -38,7 +40,7 @@ use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
-use self::photo_file::{read_photo, read_record, trailer};
+use self::photo_file::{open_whole, read_photo, read_record, trailer};
 pub use self::unfinished::Unfinished;
 use self::unfinished::{Part, exchange, rename_without_overwriting};
 
@@ -57,6 +59,8 @@ struct Inner {
     ballast: Ballast,
     /// The 256 photo folders, held open to be synced.
     folders: Vec<File>,
+    /// The disk takes photos past the page cache, as far as is known.
+    direct: AtomicBool,
     /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
     held_bytes: AtomicU64,
     /// Journaled photos that cannot be read; they are found again every second.
@@ -124,6 +128,7 @@ impl Spool {
             limits,
             ballast,
             folders,
+            direct: AtomicBool::new(true),
             held_bytes: AtomicU64::new(0),
             unreadable: Outage::new(),
             fault: OnceLock::new(),
@@ -156,19 +161,23 @@ impl Spool {
         .await
     }
 
-    fn store_now(&self, upload: &Upload, photo: Unfinished) -> Result<Stored> {
+    fn store_now(&self, upload: &Upload, mut photo: Unfinished) -> Result<Stored> {
         self.check_fault()?;
         self.check_ballast(photo.rest.len())?;
         let failed = |doing: &str, error: io::Error| self.write_error(doing, upload, error);
         crash_points::pass_blocking(Point::SpoolCreate).map_err(|e| failed("create", e))?;
-        let photo_crc = photo.crc();
+        let trailer = trailer(upload, photo.crc());
         let mut part = match photo.begun {
             Some(part) => part,
-            None => Part::create(&self.inner.root.join("incoming")).map_err(|e| failed("create", e))?,
+            None => self.create_part().map_err(|e| failed("create", e))?,
         };
-        part.file.write_all(&photo.rest).map_err(|e| failed("write", e))?;
         crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
-        part.file.write_all(&trailer(upload, photo_crc)).map_err(|e| failed("write", e))?;
+        photo.rest.appended_to().extend_from_slice(&trailer);
+        photo.rest.align();
+        part.write_at(photo.rest.as_slice(), photo.written_bytes).map_err(|e| self.file_write_error(upload, e))?;
+        if !part.direct && photo.written_bytes == 0 {
+            self.inner.direct.store(false, Ordering::Relaxed);
+        }
         crash_points::pass_blocking(Point::SpoolSync).map_err(|e| self.file_sync_error(upload, e))?;
         part.file.sync_data().map_err(|e| self.file_sync_error(upload, e))?;
         let path = self.path(upload.id);
@@ -196,6 +205,10 @@ impl Spool {
         self.inner.held_bytes.fetch_add(upload.size_bytes, Ordering::Relaxed);
         crash_points::pass_blocking(Point::SpoolStored).map_err(|e| failed("keep", e))?;
         Ok(Stored::New)
+    }
+
+    fn create_part(&self) -> io::Result<Part> {
+        Part::create(&self.inner.root.join("incoming"), self.inner.direct.load(Ordering::Relaxed))
     }
 
     /// Puts a photo that was just written in the place of the same photo that the disk has damaged, in one step, so that
@@ -231,6 +244,14 @@ impl Spool {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full("the disk is full".to_owned()),
             _ => Error::unavailable(format_args!("cannot {doing} the photo of upload {}", upload.id), error),
+        }
+    }
+
+    /// What goes to the disk at once fails as a sync would.
+    fn file_write_error(&self, upload: &Upload, error: io::Error) -> Error {
+        match Errno::from_io_error(&error) {
+            Some(Errno::IO) => self.file_sync_error(upload, error),
+            _ => self.write_error("write", upload, error),
         }
     }
 
@@ -353,14 +374,16 @@ impl Spool {
     pub async fn read(&self, upload: Arc<Upload>) -> Result<Bytes> {
         let spool = self.clone();
         blocking(move || {
-            let (record, photo) = read_photo(spool.open_photo(&upload)?, &spool.path(upload.id))?;
+            let path = spool.path(upload.id);
+            let file = open_whole(&path).map_err(|error| not_opened(&upload, error))?;
+            let (record, photo) = read_photo(file, &path)?;
             if record.sha256 != upload.sha256 {
                 return Err(Error::Damaged(format!(
                     "its file holds a photo with the digest {}, not {}",
                     record.sha256, upload.sha256
                 )));
             }
-            Ok(Bytes::from(photo))
+            Ok(photo)
         })
         .await
     }
@@ -375,7 +398,7 @@ impl Spool {
 
     /// The record of a file whose bytes are those that were accepted.
     fn check(&self, path: &Path) -> Result<Upload> {
-        let file = File::open(path)
+        let file = open_whole(path)
             .map_err(|error| Error::unavailable(format_args!("cannot read {}", path.display()), error))?;
         let (record, photo) = read_photo(file, path)?;
         match Sha256::of(&photo) == record.sha256 {
@@ -386,10 +409,7 @@ impl Spool {
     }
 
     fn open_photo(&self, upload: &Upload) -> Result<File> {
-        File::open(self.path(upload.id)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::Missing("its photo is not on disk".to_owned()),
-            _ => Error::unavailable(format_args!("cannot open the photo of upload {}", upload.id), error),
-        })
+        File::open(self.path(upload.id)).map_err(|error| not_opened(upload, error))
     }
 
     /// Removes the photo. One that is not there is no error: a crash may have come between removing it and saying so. Then
@@ -515,6 +535,13 @@ impl Spool {
     /// Where the photo of an upload is. Its name is the id alone, so that two photos under one id meet, whatever they are.
     pub fn path(&self, id: UploadId) -> PathBuf {
         self.inner.root.join(format!("{:02x}", shard(id))).join(id.to_string())
+    }
+}
+
+fn not_opened(upload: &Upload, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::Missing("its photo is not on disk".to_owned()),
+        _ => Error::unavailable(format_args!("cannot open the photo of upload {}", upload.id), error),
     }
 }
 

@@ -1,4 +1,4 @@
-//! SHA-256 of photos that are all there, many at once.
+//! SHA-256 of photos: as they come, where the processor has instructions for it; else when they are all there, many at once.
 //!
 //! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
 //! in about the time of two. Processors with instructions for SHA-256 do without. Always: while the processor has nothing else
@@ -22,6 +22,8 @@ use crate::upload::Sha256;
 const TOGETHER_MIN: usize = 3;
 /// A larger photo is digested apart, as the others would wait for it.
 const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
+/// So little that it is not worth a hand-over to another thread.
+const AT_ONCE_BYTES_MAX: usize = 16 * 1024;
 /// The longest that a photo waits for others, looked at whenever the processor was given up.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Whoever gives the processor up and has it back sooner than this was alone on it.
@@ -52,10 +54,19 @@ impl Digests {
         Digests { waiting: shared.then_some(waiting), apart: Arc::new(Semaphore::new(processors)) }
     }
 
+    /// A photo's digest is best taken as it comes, while its bytes are at hand.
+    pub fn as_they_come(&self) -> bool {
+        self.waiting.is_none()
+    }
+
     /// Gives the photo back with its digest.
-    pub async fn digest(&self, photo: Unfinished) -> Result<(Unfinished, Sha256), Problem> {
+    pub async fn digest(&self, mut photo: Unfinished) -> Result<(Unfinished, Sha256), Problem> {
+        if photo.undigested_bytes() <= AT_ONCE_BYTES_MAX {
+            let sha256 = photo.sha256();
+            return Ok((photo, sha256));
+        }
         let fits = photo.in_memory().is_some_and(|bytes| bytes.len() <= TOGETHER_BYTES_MAX);
-        let photo = match &self.waiting {
+        let mut photo = match &self.waiting {
             Some(waiting) if fits => {
                 let (done, digested) = oneshot::channel();
                 match waiting.send(Waiting { photo, done }) {
@@ -117,7 +128,7 @@ fn digest_all(brought: &Receiver<Waiting>, lanes: usize) {
         let photos: Option<Vec<&[u8]>> = together.iter().map(|one| one.photo.in_memory()).collect();
         let digests = match photos {
             Some(photos) => sha256_of(&photos),
-            None => together.iter().map(|one| one.photo.sha256()).collect(),
+            None => together.iter_mut().map(|one| one.photo.sha256()).collect(),
         };
         for (one, sha256) in together.into_iter().zip(digests) {
             let _ = one.done.send((one.photo, sha256));
@@ -202,7 +213,7 @@ mod tests {
         let spool = Spool::open(folder.path(), limits).unwrap();
         let mut photo = Unfinished::from(b"some ".to_vec());
         photo = spool.write_out(photo).await.unwrap();
-        photo.rest().extend_from_slice(b"bytes");
+        photo.rest().appended_to().extend_from_slice(b"bytes");
         let (_, sha256) = Digests::start().digest(photo).await.unwrap();
         assert_eq!(sha256, Sha256::of(b"some bytes"));
     }

@@ -183,7 +183,9 @@ async fn receive(ingest: &Ingest, request: Request) -> Result<Response, Problem>
         let declared =
             parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0);
         let room = ingest.admission.admit(declared)?;
-        body::read(&kind, &parts, &mut incoming, Photo::new(ingest.upload_bytes_max, Some(room))).await
+        let photo = Photo::new(ingest.upload_bytes_max, Some(room));
+        let photo = photo.digested_as_it_comes(ingest.digests.as_they_come());
+        body::read(&kind, &parts, &mut incoming, photo).await
     }
     .await;
     let (fields, photo) = match read {

@@ -1,14 +1,21 @@
 //! A photo file: the photo's bytes as they were sent, then its record as JSON, then a footer of 20 bytes, which are the
-//! record's length, its CRC-32 and the photo's (all u32, little-endian) and `FOREBAY2`.
+//! record's length, its CRC-32 and the photo's (all u32, little-endian) and `FOREBAY2`. Spaces behind the JSON, which are
+//! part of the record, make it whole blocks.
 //!
 //! Image viewers ignore what follows the image. The CRC tells what the disk has damaged at a small part of the cost of the
 //! digest, which the bucket checks anyway. Always: what is read back was written whole, by its CRCs and its size. Never: a
 //! record that is believed because its file has the right name.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use bytes::Bytes;
+use rustix::fs::OFlags;
+
+use super::buffer::{BLOCK_BYTES, Buffer};
+use super::unfinished::is_not_direct;
 use crate::error::{Error, Result};
 use crate::upload::Upload;
 
@@ -20,6 +27,8 @@ const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// What stands behind a photo of this CRC in its file: record, length, CRCs, magic.
 pub(super) fn trailer(upload: &Upload, photo_crc: u32) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(upload).unwrap_or_default();
+    let file_bytes = upload.size_bytes as usize + bytes.len() + FOOTER_BYTES;
+    bytes.resize(bytes.len() + file_bytes.next_multiple_of(BLOCK_BYTES) - file_bytes, b' ');
     let footer = [bytes.len() as u32, crc32fast::hash(&bytes), photo_crc];
     footer.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
     bytes.extend_from_slice(MAGIC);
@@ -29,25 +38,55 @@ pub(super) fn trailer(upload: &Upload, photo_crc: u32) -> Vec<u8> {
 /// The record at the end of a photo file.
 pub(super) fn read_record(path: &Path) -> Result<Upload> {
     let mut file = File::open(path).map_err(|error| failed(path, error))?;
-    read_end(&mut file, path).map(|(record, _)| record)
+    let size = file.metadata().map_err(|error| failed(path, error))?.len();
+    read_end(&mut file, size, path).map(|(record, _)| record)
+}
+
+/// Opens a photo file to be read whole, past the page cache where the file system can.
+pub(super) fn open_whole(path: &Path) -> io::Result<File> {
+    match OpenOptions::new().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
+        Err(error) if is_not_direct(&error) => File::open(path),
+        opened => opened,
+    }
 }
 
 /// The record and the photo of the file that was opened at `path`, whose bytes are those that were written.
-pub(super) fn read_photo(mut file: File, path: &Path) -> Result<(Upload, Vec<u8>)> {
-    let (record, photo_crc) = read_end(&mut file, path)?;
-    let size = usize::try_from(record.size_bytes).map_err(|_| damaged(path, "its size is beyond memory"))?;
-    let mut photo = Vec::with_capacity(size);
-    file.rewind().and_then(|()| file.take(record.size_bytes).read_to_end(&mut photo)).map_err(|e| failed(path, e))?;
-    if photo.len() != size || crc32fast::hash(&photo) != photo_crc {
+pub(super) fn read_photo(file: File, path: &Path) -> Result<(Upload, Bytes)> {
+    let size = file.metadata().map_err(|error| failed(path, error))?.len();
+    let whole = read_whole(file, size, path)?;
+    let (record, photo_crc) = read_end(&mut Cursor::new(whole.as_slice()), size, path)?;
+    let photo = whole.into_bytes(record.size_bytes as usize); // no more than what was read, as its end says
+    if crc32fast::hash(&photo) != photo_crc {
         return Err(damaged(path, "the photo does not match its checksum"));
     }
     Ok((record, photo))
 }
 
-/// The record, and the photo's CRC.
-fn read_end(file: &mut File, path: &Path) -> Result<(Upload, u32)> {
+/// All of its `size` bytes.
+fn read_whole(mut file: File, size: u64, path: &Path) -> Result<Buffer> {
+    let size = usize::try_from(size).map_err(|_| damaged(path, "its size is beyond memory"))?;
+    // whole blocks are asked for; there may be less
+    let mut whole = Buffer::zeros(size.next_multiple_of(BLOCK_BYTES));
+    let mut read = 0;
+    while read < size {
+        match file.read(&mut whole.as_mut_slice()[read..]) {
+            Ok(0) => return Err(damaged(path, "it became shorter while it was read")),
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_not_direct(&error) => {
+                file = File::open(path).map_err(|error| failed(path, error))?;
+                read = 0;
+            }
+            Err(error) => return Err(failed(path, error)),
+        }
+    }
+    whole.truncate(size);
+    Ok(whole)
+}
+
+/// The record at the end of what has `size` bytes, and the photo's CRC.
+fn read_end(file: &mut (impl Read + Seek), size: u64, path: &Path) -> Result<(Upload, u32)> {
     let failed = |error| failed(path, error);
-    let size = file.metadata().map_err(failed)?.len();
     if size < FOOTER_BYTES as u64 {
         return Err(damaged(path, "too short to hold a record"));
     }

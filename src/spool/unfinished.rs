@@ -4,19 +4,26 @@
 //! anything before it has its own name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::buffer::Buffer;
 use crate::upload::{Sha256, Sha256Hasher};
 
 /// The bytes of a photo so far: those that were written out, and behind them those in memory.
 #[derive(Default)]
 pub struct Unfinished {
     pub(super) begun: Option<Part>,
-    written_bytes: u64,
+    pub(super) written_bytes: u64,
     written_crc: crc32fast::Hasher,
-    written_sha256: Sha256Hasher,
-    pub(super) rest: Vec<u8>,
+    pub(super) rest: Buffer,
+    /// Of what was written out, and of the first so many of the rest.
+    sha256: Sha256Hasher,
+    digested_bytes: usize,
 }
 
 impl Unfinished {
@@ -26,26 +33,36 @@ impl Unfinished {
     }
 
     /// Those that are in memory, to be added to.
-    pub fn rest(&mut self) -> &mut Vec<u8> {
+    pub fn rest(&mut self) -> &mut Buffer {
         &mut self.rest
     }
 
     /// The whole photo, if all of it is in memory.
     pub fn in_memory(&self) -> Option<&[u8]> {
-        self.begun.is_none().then_some(&self.rest)
+        self.begun.is_none().then_some(self.rest.as_slice())
+    }
+
+    /// Takes the digest of what has come so far.
+    pub fn digest(&mut self) {
+        self.sha256.update(&self.rest.as_slice()[self.digested_bytes..]);
+        self.digested_bytes = self.rest.len();
+    }
+
+    /// Bytes of it whose digest is still to be taken.
+    pub fn undigested_bytes(&self) -> usize {
+        self.rest.len() - self.digested_bytes
     }
 
     /// The digest of all of it.
-    pub fn sha256(&self) -> Sha256 {
-        let mut hasher = self.written_sha256.clone();
-        hasher.update(&self.rest);
-        hasher.finish()
+    pub fn sha256(&mut self) -> Sha256 {
+        self.digest();
+        self.sha256.clone().finish()
     }
 
     /// The CRC-32 of all of it.
     pub(super) fn crc(&self) -> u32 {
         let mut crc = self.written_crc.clone();
-        crc.update(&self.rest);
+        crc.update(self.rest.as_slice());
         crc.finalize()
     }
 
@@ -53,20 +70,21 @@ impl Unfinished {
     pub(super) fn write_out(&mut self, folder: &Path) -> io::Result<()> {
         let part = match &mut self.begun {
             Some(part) => part,
-            none => none.insert(Part::create(folder)?),
+            // in pieces of any size, which go through the page cache
+            none => none.insert(Part::create(folder, false)?),
         };
-        part.file.write_all(&self.rest)?;
-        self.written_crc.update(&self.rest);
-        self.written_sha256.update(&self.rest);
+        part.file.write_all_at(self.rest.as_slice(), self.written_bytes)?;
+        self.digest();
+        self.written_crc.update(self.rest.as_slice());
         self.written_bytes += self.rest.len() as u64;
-        self.rest.clear();
+        (self.digested_bytes, _) = (0, self.rest.clear());
         Ok(())
     }
 }
 
 impl From<Vec<u8>> for Unfinished {
     fn from(photo: Vec<u8>) -> Self {
-        Unfinished { rest: photo, ..Unfinished::default() }
+        Unfinished { rest: Buffer::from(photo.as_slice()), ..Unfinished::default() }
     }
 }
 
@@ -74,14 +92,39 @@ impl From<Vec<u8>> for Unfinished {
 pub(super) struct Part {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    /// What is written goes to the disk at once, past the page cache.
+    pub(super) direct: bool,
     kept: bool,
 }
 
 impl Part {
-    pub(super) fn create(folder: &Path) -> io::Result<Part> {
+    /// One that is written `direct`, where the file system can.
+    pub(super) fn create(folder: &Path, direct: bool) -> io::Result<Part> {
         let path = folder.join(format!("{:032x}.part", rand::random::<u128>()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok(Part { file, path, kept: false })
+        let open = |flags: OFlags| {
+            OpenOptions::new().write(true).create_new(true).custom_flags(flags.bits() as i32).open(&path)
+        };
+        if direct {
+            match open(OFlags::DIRECT) {
+                Ok(file) => return Ok(Part { file, path, direct: true, kept: false }),
+                Err(error) if is_not_direct(&error) => drop(fs::remove_file(&path)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Part { file: open(OFlags::empty())?, path, direct: false, kept: false })
+    }
+
+    /// Writes whole blocks from a border, at a place of the file.
+    pub(super) fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        match self.file.write_all_at(bytes, at) {
+            Err(error) if self.direct && is_not_direct(&error) => {
+                let flags = rustix::fs::fcntl_getfl(&self.file)?;
+                rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
+                self.direct = false;
+                self.file.write_all_at(bytes, at)
+            }
+            done => done,
+        }
     }
 
     /// Its first `bytes` again.
@@ -102,6 +145,11 @@ impl Drop for Part {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The file system takes nothing past the page cache, or only larger blocks.
+pub(super) fn is_not_direct(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
 
 /// `AlreadyExists` when `to` is taken.

@@ -4,17 +4,18 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use forebay::error::Error;
 use forebay::spool::{Spool, Stored};
 use forebay::upload::{Upload, UploadId};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::agreement::rebuild;
-use crate::support::disk::Disk;
+use crate::support::disk::{CachedDisk, Disk};
 use crate::support::fleet::Fleet;
 use crate::support::pouring::{FAST, keep_house, pour};
 use crate::support::program::{Program, s3_settings};
@@ -71,6 +72,20 @@ async fn what_was_stored_on_ext4_survives_a_power_cut() {
 #[tokio::test]
 async fn what_was_stored_on_xfs_survives_a_power_cut() {
     what_was_stored_survives_a_power_cut(Disk::xfs(XFS_BYTES)).await;
+}
+
+#[tokio::test]
+async fn a_file_system_that_takes_nothing_past_the_page_cache_holds_photos_all_the_same() {
+    let disk = CachedDisk::new();
+    let mut direct = File::options();
+    direct.write(true).create(true).custom_flags(OFlags::DIRECT.bits() as i32);
+    assert!(direct.open(disk.folder().join("direct")).is_err(), "it takes nothing past the page cache");
+    let spool = open(disk.folder());
+    for number in 0..2 {
+        store(&spool, number).await;
+        is_there(&spool, number).await;
+    }
+    assert_eq!(spool.incoming_count().unwrap(), 0);
 }
 
 async fn what_was_journaled_survives_a_power_cut(disk: Disk) {

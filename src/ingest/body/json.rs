@@ -280,7 +280,7 @@ mod tests {
         for piece in body.chunks(piece.max(1)) {
             json.push(piece)?;
         }
-        json.finish().map(|(fields, photo)| (fields, photo.finish().bytes.rest().clone()))
+        json.finish().map(|(fields, photo)| (fields, photo.finish().bytes.rest().as_slice().to_vec()))
     }
 
     fn refusal(body: &str) -> Kind {

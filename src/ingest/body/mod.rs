@@ -51,6 +51,8 @@ pub struct Photo {
     head: Vec<u8>,
     bytes_max: usize,
     room: Option<Room>,
+    /// Its digest is taken as it comes.
+    digests: bool,
 }
 
 /// A photo that is all there.
@@ -66,7 +68,12 @@ pub struct Arrived {
 impl Photo {
     /// An empty one that may grow to `bytes_max`, as long as there is `room` in memory.
     pub fn new(bytes_max: usize, room: Option<Room>) -> Self {
-        Photo { bytes: Unfinished::default(), head: Vec::new(), bytes_max, room }
+        Photo { bytes: Unfinished::default(), head: Vec::new(), bytes_max, room, digests: false }
+    }
+
+    /// Takes its digest as it comes, or when it is all there.
+    pub fn digested_as_it_comes(self, digests: bool) -> Self {
+        Photo { digests, ..self }
     }
 
     /// Makes place for a photo of about `bytes`.
@@ -85,13 +92,16 @@ impl Photo {
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
         explain: impl FnOnce(E) -> Problem,
     ) -> Result<(), Problem> {
-        let rest = self.bytes.rest();
+        let rest = self.bytes.rest().appended_to();
         let before = rest.len();
         write(rest).map_err(explain)?;
         let new = &rest[before..];
         let head_lacks = ImageType::SNIFF_BYTES.saturating_sub(self.head.len());
         self.head.extend_from_slice(&new[..new.len().min(head_lacks)]);
         let new_bytes = new.len();
+        if self.digests {
+            self.bytes.digest();
+        }
         if self.bytes.size_bytes() > self.bytes_max as u64 {
             return Err(too_large(self.bytes_max));
         }

@@ -47,13 +47,7 @@ impl Disk {
     }
 
     fn made(bytes: u64, mkfs: &str, arguments: &[&str]) -> Disk {
-        assert!(is_root(), "this test mounts a file system, which needs root; run the tests as root");
-        static SWEPT: Once = Once::new();
-        SWEPT.call_once(sweep);
-        static DISKS: AtomicU32 = AtomicU32::new(0);
-        let number = DISKS.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("{FOLDERS}{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = mount_point();
         let image = rustix::fs::memfd_create("disk", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
         let image = File::from(image);
         image.set_len(bytes).unwrap();
@@ -120,6 +114,43 @@ impl Drop for Disk {
         unmount(&self.folder, &["--lazy"]);
         let _ = std::fs::remove_dir(&self.folder);
     }
+}
+
+/// A mounted file system that takes everything by way of the page cache and nothing past it. Gone when dropped.
+pub struct CachedDisk {
+    folder: PathBuf,
+}
+
+impl CachedDisk {
+    pub fn new() -> CachedDisk {
+        let folder = mount_point();
+        done(Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(&folder));
+        CachedDisk { folder }
+    }
+
+    /// Where it is mounted.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for CachedDisk {
+    fn drop(&mut self) {
+        unmount(&self.folder, &["--lazy"]);
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+/// A new folder to mount a file system on.
+fn mount_point() -> PathBuf {
+    assert!(is_root(), "this test mounts a file system, which needs root; run the tests as root");
+    static SWEPT: Once = Once::new();
+    SWEPT.call_once(sweep);
+    static DISKS: AtomicU32 = AtomicU32::new(0);
+    let number = DISKS.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("{FOLDERS}{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
 }
 
 /// All of its tables are written at once, not in the background, and root has no more room than others.
