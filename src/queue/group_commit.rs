@@ -1,7 +1,7 @@
 //! Many waiting uploads, one commit.
 //!
-//! While one transaction is being synced, the uploads that arrive wait together and go into the next one: under load one
-//! sync acknowledges many, and a lone upload never waits for company.
+//! While one transaction is being synced, the uploads that arrive wait together and go into the next one, and while one follows
+//! another each waits a few milliseconds for company: under load one sync acknowledges many, and a lone upload never waits.
 //!
 //! A queue that did not answer is *away*: uploads are told so at once instead of waiting in vain, each for itself, until a
 //! probe finds it back.
@@ -15,11 +15,18 @@ use std::time::Duration;
 
 use sqlx::error::ErrorKind;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::{Accepted, Backend, Record, unavailable};
 use crate::error::{Error, Result};
 use crate::upload::{Upload, UploadId};
 
+/// While commits follow one another, one waits so long from when the last began, or until so many uploads have come: several
+/// replicas would otherwise commit one photo each, and a commit costs more than a row in it.
+const APART: Duration = Duration::from_millis(8);
+const ENOUGH_UPLOADS: usize = 8;
+/// So many commits may follow one another at once before any waits. A site at its usual pace never comes to it.
+const AT_ONCE: u32 = 10;
 /// Uploads in one transaction at most.
 const BATCH_UPLOADS_MAX: usize = 256;
 /// Uploads that may wait for a commit at most; beyond that the queue is as good as away.
@@ -63,6 +70,24 @@ impl Accepting {
     }
 }
 
+/// When the next commit need not wait any more for company.
+struct Pace {
+    due: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Pace {
+        Pace { due: now }
+    }
+
+    /// One begins. What was not used of the pace is saved up to [`AT_ONCE`] commits, and what was used beyond it, because enough
+    /// had come, is nobody's debt.
+    fn begins(&mut self, now: Instant) {
+        let saved = now.checked_sub(AT_ONCE * APART).unwrap_or(now);
+        self.due = (self.due.max(saved) + APART).min(now + APART);
+    }
+}
+
 /// Starts the task that commits. It ends when the last [`Accepting`] is dropped.
 pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
     let (waiting, mut receiver) = mpsc::channel::<Waiting>(WAITING_UPLOADS_MAX);
@@ -70,7 +95,16 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
     let told = away.clone();
     tokio::spawn(async move {
         let mut batch = Vec::new();
+        let mut pace = Pace::new(Instant::now());
         while receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0 {
+            while batch.len() < ENOUGH_UPLOADS {
+                let more = receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX);
+                match tokio::time::timeout_at(pace.due, more).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            pace.begins(Instant::now());
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
             match &inserted {
@@ -184,5 +218,43 @@ async fn accepted(backend: &Backend, upload: Arc<Upload>, new: Result<bool>) -> 
     match held.map_err(unavailable)? {
         Some(row) => Ok(Accepted { record: Record::try_from(row)?, new: false }),
         None => Err(Error::Unavailable("the record was purged in this very moment; try again".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Milliseconds that the commit behind these waits at most, each having begun as soon as it might or so long after that.
+    fn waits_ms(paused_ms: &[u64]) -> Vec<u128> {
+        let (mut pace, mut now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
+        let mut waits = Vec::new();
+        for pause_ms in paused_ms {
+            now += Duration::from_millis(*pause_ms);
+            let wait = pace.due.saturating_duration_since(now);
+            waits.push(wait.as_millis());
+            now += wait;
+            pace.begins(now);
+        }
+        waits
+    }
+
+    #[test]
+    fn at_a_sites_usual_pace_none_waits() {
+        assert_eq!(waits_ms(&[30, 0, 60, 5, 25, 0, 90, 1, 1, 58, 30]), [0; 11]);
+    }
+
+    #[test]
+    fn a_burst_goes_through_and_what_follows_is_spread() {
+        let waits = waits_ms(&[0; 30]);
+        assert_eq!(waits[..10], [0; 10]);
+        assert_eq!(waits[11..], [8; 19]);
+    }
+
+    #[test]
+    fn commits_that_were_full_leave_no_debt() {
+        let (mut pace, now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
+        (0..1000).for_each(|_| pace.begins(now));
+        assert_eq!(pace.due, now + APART);
     }
 }
