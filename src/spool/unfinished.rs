@@ -19,10 +19,10 @@ use crate::upload::{Sha256, Sha256Hasher};
 pub struct Unfinished {
     pub(super) begun: Option<Part>,
     pub(super) written_bytes: u64,
-    written_crc: crc32fast::Hasher,
     pub(super) rest: Buffer,
-    /// Of what was written out, and of the first so many of the rest.
+    /// Both of what was written out, and of the first so many of the rest.
     sha256: Sha256Hasher,
+    crc: crc32fast::Hasher,
     digested_bytes: usize,
 }
 
@@ -42,9 +42,11 @@ impl Unfinished {
         self.begun.is_none().then_some(self.rest.as_slice())
     }
 
-    /// Takes the digest of what has come so far.
+    /// Takes digest and checksum of what has come so far.
     pub fn digest(&mut self) {
-        self.sha256.update(&self.rest.as_slice()[self.digested_bytes..]);
+        let new = &self.rest.as_slice()[self.digested_bytes..];
+        self.sha256.update(new);
+        self.crc.update(new);
         self.digested_bytes = self.rest.len();
     }
 
@@ -61,8 +63,8 @@ impl Unfinished {
 
     /// The CRC-32 of all of it.
     pub(super) fn crc(&self) -> u32 {
-        let mut crc = self.written_crc.clone();
-        crc.update(self.rest.as_slice());
+        let mut crc = self.crc.clone();
+        crc.update(&self.rest.as_slice()[self.digested_bytes..]);
         crc.finalize()
     }
 
@@ -75,9 +77,10 @@ impl Unfinished {
         };
         part.file.write_all_at(self.rest.as_slice(), self.written_bytes)?;
         self.digest();
-        self.written_crc.update(self.rest.as_slice());
         self.written_bytes += self.rest.len() as u64;
-        (self.digested_bytes, _) = (0, self.rest.clear());
+        // not just emptied: a thousand of them would hold on to what each had in hand at most
+        self.rest = Buffer::default();
+        self.digested_bytes = 0;
         Ok(())
     }
 }
