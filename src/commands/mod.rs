@@ -81,11 +81,19 @@ enum Action {
     Config(config::Args),
 }
 
+/// Threads that wait for the disk at once at most: more would not make it faster, and each has a stack and a share of the heap.
+const BLOCKING_THREADS_MAX: usize = 64;
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     raise_open_files();
-    let runtime = match tokio::runtime::Runtime::new() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Action::Drain(_) = cli.command {
+        // it waits for the pacer nearly all of the time, and two workers would wake each other for every slice
+        runtime.worker_threads(1);
+    }
+    let runtime = match runtime.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(Failure(format!("cannot start: {error}"))),
     };
