@@ -42,6 +42,8 @@ const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Bucket {
     client: Client,
+    /// For photos. A slow link is no failure of theirs; whoever sends watches the turn.
+    patient: Client,
     name: String,
     /// Proxies of the environment are heeded.
     proxies: bool,
@@ -101,8 +103,8 @@ impl Bucket {
     /// The same bucket, but every byte to it is paid for.
     pub fn paced(&self, pacer: &Pacer) -> Bucket {
         let client = client::Client::new(Some(pacer.clone()), self.proxies);
-        let config = self.client.config().to_builder().http_client(client).build();
-        Bucket { client: Client::from_conf(config), ..self.clone() }
+        let paced = |of: &Client| Client::from_conf(of.config().to_builder().http_client(client.clone()).build());
+        Bucket { client: paced(&self.client), patient: paced(&self.patient), ..self.clone() }
     }
 
     fn with(builder: aws_sdk_s3::config::Builder, name: &str, proxies: bool) -> Bucket {
@@ -118,7 +120,14 @@ impl Bucket {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
-        Bucket { client: Client::from_conf(config), name: name.to_owned(), proxies }
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).disable_operation_timeout().build();
+        let patient = config.to_builder().timeout_config(timeouts).build();
+        Bucket {
+            client: Client::from_conf(config),
+            patient: Client::from_conf(patient),
+            name: name.to_owned(),
+            proxies,
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -131,7 +140,7 @@ impl Bucket {
     pub async fn put(&self, object: &Object<'_>) -> Result<bool> {
         let turn = object.turn.clone();
         let put = self
-            .client
+            .patient
             .put_object()
             .bucket(&self.name)
             .key(object.key)
@@ -142,10 +151,6 @@ impl Bucket {
             .customize()
             .interceptor(SignedDigest(object.sha256))
             .mutate_request(move |request| request.add_extension(turn.clone()))
-            .config_override(aws_sdk_s3::config::Builder::new().timeout_config(
-                // a slow link is no failure; whoever sends watches the turn
-                TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).disable_operation_timeout().build(),
-            ))
             .send()
             .await
             .map_err(|error| classify(&format!("PUT {}", object.key), error))?;

@@ -76,6 +76,7 @@ struct Paying {
 /// What is known of one connection: by itself, by the pacer that looks at all of them, and by whoever sends over it.
 pub struct Meter {
     tcp: TcpStream,
+    ip_header_bytes: u64,
     pacer: Pacer,
     seen: Mutex<Seen>,
 }
@@ -97,7 +98,8 @@ struct Seen {
 impl PacedConnection {
     pub fn new(tcp: TcpStream, pacer: Pacer) -> PacedConnection {
         tcp::prepare(&tcp);
-        let meter = Arc::new(Meter { tcp, pacer, seen: Mutex::default() });
+        let ip_header_bytes = tcp::ip_header_bytes(&tcp);
+        let meter = Arc::new(Meter { tcp, ip_header_bytes, pacer, seen: Mutex::default() });
         meter.pacer.watch(&meter);
         PacedConnection { meter, paying: None, room: None }
     }
@@ -211,7 +213,7 @@ impl Meter {
     fn look(&self) -> TcpInfo {
         let mut seen = self.seen();
         // a connection that was reset says nothing any more, and has sent what it had sent
-        let info = TcpInfo::of(&self.tcp).unwrap_or_else(|| match seen.counted.segments {
+        let info = TcpInfo::of(&self.tcp, self.ip_header_bytes).unwrap_or_else(|| match seen.counted.segments {
             0 => TcpInfo::estimated(seen.written_bytes),
             _ => TcpInfo { unsent_bytes: 0, ..seen.counted },
         });

@@ -54,13 +54,9 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
-    /// Looks at a connection. None when the kernel does not say.
-    pub fn of(tcp: &TcpStream) -> Option<TcpInfo> {
+    /// Looks at a connection whose IP headers have so many bytes. None when the kernel does not say.
+    pub fn of(tcp: &TcpStream, ip: u64) -> Option<TcpInfo> {
         let raw = read(tcp).ok()?;
-        let ip = match tcp.peer_addr().ok()? {
-            std::net::SocketAddr::V4(_) => IPV4_HEADER_BYTES,
-            std::net::SocketAddr::V6(_) => IPV6_HEADER_BYTES,
-        };
         let timestamps = if raw.options & OPTION_TIMESTAMPS == 0 { 0 } else { TCP_TIMESTAMP_BYTES };
         let segment_bytes = u64::from(raw.snd_mss).max(1);
         let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
@@ -117,6 +113,14 @@ pub fn prepare(tcp: &TcpStream) {
     let _ = set(tcp, libc::TCP_NOTSENT_LOWAT, &UNSENT_BYTES_MAX.to_ne_bytes());
     let _ = set(tcp, TCP_RTO_MAX_MS, &RESEND_PAUSE_MS_MAX.to_ne_bytes());
     let _ = CONGESTION_CONTROLS.iter().find(|name| set(tcp, libc::TCP_CONGESTION, name).is_ok());
+}
+
+/// Bytes of the IP header of each of its packets.
+pub fn ip_header_bytes(tcp: &TcpStream) -> u64 {
+    match tcp.peer_addr() {
+        Ok(std::net::SocketAddr::V6(_)) => IPV6_HEADER_BYTES,
+        _ => IPV4_HEADER_BYTES,
+    }
 }
 
 /// The start of Linux's `struct tcp_info` (`include/uapi/linux/tcp.h`), as of 4.19; later kernels only append.
@@ -215,11 +219,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut far, _) = listener.accept().await.unwrap();
-        let before = TcpInfo::of(&near).unwrap();
+        let before = TcpInfo::of(&near, ip_header_bytes(&near)).unwrap();
         assert!(before.sent_bytes == 0 && before.segments >= 2, "the handshake left: {before:?}");
         near.write_all(&[7; 10_000]).await.unwrap();
         far.read_exact(&mut [0; 10_000]).await.unwrap();
-        let after = TcpInfo::of(&near).unwrap();
+        let after = TcpInfo::of(&near, ip_header_bytes(&near)).unwrap();
         assert_eq!((after.sent_bytes, after.unsent_bytes, after.header_bytes), (10_000, 0, 14 + 20 + 32));
         assert!(after.wire_bytes() >= before.wire_bytes() + 10_000 + after.header_bytes);
     }
