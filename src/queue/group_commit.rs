@@ -25,7 +25,7 @@ use crate::upload::{Upload, UploadId};
 /// replicas would otherwise commit one photo each, and a commit costs more than a row in it.
 const APART: Duration = Duration::from_millis(8);
 const ENOUGH_UPLOADS: usize = 8;
-/// So many commits may follow one another at once before any waits. A site at its usual pace never comes to it.
+/// So many commits of several may follow one another at once before any waits. A site at its usual pace never comes to it.
 const AT_ONCE: u32 = 10;
 /// Uploads in one transaction at most.
 const BATCH_UPLOADS_MAX: usize = 256;
@@ -70,6 +70,17 @@ impl Accepting {
     }
 }
 
+/// Waits until `due` for more to commit together, or until there is enough.
+async fn company<T>(receiver: &mut mpsc::Receiver<T>, batch: &mut Vec<T>, due: Instant) {
+    while batch.len() < ENOUGH_UPLOADS {
+        let more = receiver.recv_many(batch, BATCH_UPLOADS_MAX - batch.len());
+        match tokio::time::timeout_at(due, more).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+}
+
 /// When the next commit need not wait any more for company.
 struct Pace {
     due: Instant,
@@ -80,11 +91,14 @@ impl Pace {
         Pace { due: now }
     }
 
-    /// One begins. What was not used of the pace is saved up to [`AT_ONCE`] commits, and what was used beyond it, because enough
-    /// had come, is nobody's debt.
-    fn begins(&mut self, now: Instant) {
-        let saved = now.checked_sub(AT_ONCE * APART).unwrap_or(now);
-        self.due = (self.due.max(saved) + APART).min(now + APART);
+    /// One of so many begins. What was not used of the pace is saved up to [`AT_ONCE`] commits, and what was used beyond it,
+    /// because enough had come, is nobody's debt. One upload alone says that there is no company to wait for: whoever sends one
+    /// after another would only be held up.
+    fn begins(&mut self, now: Instant, uploads: usize) {
+        if uploads > 1 {
+            let saved = now.checked_sub((AT_ONCE - 1) * APART).unwrap_or(now);
+            self.due = (self.due.max(saved) + APART).min(now + APART);
+        }
     }
 }
 
@@ -97,14 +111,8 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
         let mut batch = Vec::new();
         let mut pace = Pace::new(Instant::now());
         while receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0 {
-            while batch.len() < ENOUGH_UPLOADS {
-                let more = receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX);
-                match tokio::time::timeout_at(pace.due, more).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(_) => {}
-                }
-            }
-            pace.begins(Instant::now());
+            company(&mut receiver, &mut batch, pace.due).await;
+            pace.begins(Instant::now(), batch.len());
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
             match &inserted {
@@ -225,7 +233,7 @@ async fn accepted(backend: &Backend, upload: Arc<Upload>, new: Result<bool>) -> 
 mod tests {
     use super::*;
 
-    /// Milliseconds that the commit behind these waits at most, each having begun as soon as it might or so long after that.
+    /// How long each of these commits of several uploads waits, in milliseconds, when so many pass before each.
     fn waits_ms(paused_ms: &[u64]) -> Vec<u128> {
         let (mut pace, mut now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
         let mut waits = Vec::new();
@@ -234,7 +242,7 @@ mod tests {
             let wait = pace.due.saturating_duration_since(now);
             waits.push(wait.as_millis());
             now += wait;
-            pace.begins(now);
+            pace.begins(now, 2);
         }
         waits
     }
@@ -247,14 +255,48 @@ mod tests {
     #[test]
     fn a_burst_goes_through_and_what_follows_is_spread() {
         let waits = waits_ms(&[0; 30]);
-        assert_eq!(waits[..10], [0; 10]);
-        assert_eq!(waits[11..], [8; 19]);
+        assert_eq!((&waits[..10], &waits[10..]), (&[0; 10][..], &[8; 20][..]));
     }
 
     #[test]
     fn commits_that_were_full_leave_no_debt() {
         let (mut pace, now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
-        (0..1000).for_each(|_| pace.begins(now));
+        (0..1000).for_each(|_| pace.begins(now, ENOUGH_UPLOADS));
         assert_eq!(pace.due, now + APART);
+    }
+
+    #[test]
+    fn who_comes_alone_again_and_again_never_waits() {
+        let (mut pace, now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
+        (0..1000).for_each(|_| pace.begins(now, 1));
+        assert!(pace.due <= now);
+    }
+
+    /// What is committed together when so many wait already and others come, one by one.
+    async fn together(waiting: usize, due: Instant) -> usize {
+        let (sender, mut receiver) = mpsc::channel(1000);
+        (0..waiting).for_each(|_| sender.try_send(()).unwrap());
+        let mut batch = Vec::new();
+        assert!(receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0);
+        let coming = async {
+            while sender.send(()).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = company(&mut receiver, &mut batch, due) => {}
+            () = coming => unreachable!("the receiver is there"),
+        }
+        batch.len()
+    }
+
+    #[tokio::test]
+    async fn a_few_wait_for_company_until_there_is_enough_or_it_is_due() {
+        let (past, later) = (Instant::now() - APART, Instant::now() + Duration::from_secs(3600));
+        assert_eq!(together(3, later).await, ENOUGH_UPLOADS);
+        assert_eq!(together(3, past).await, 3);
+        assert_eq!(together(100, later).await, 100);
+        assert_eq!(together(600, later).await, BATCH_UPLOADS_MAX);
     }
 }
