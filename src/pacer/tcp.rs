@@ -17,6 +17,8 @@ const TCP_HEADER_BYTES: u64 = 20;
 const TCP_TIMESTAMP_BYTES: u64 = 12;
 /// The flag of `tcpi_options` that says that each segment carries a timestamp.
 const OPTION_TIMESTAMPS: u8 = 1;
+/// `TCP_CLOSE` in `tcpi_state`.
+const STATE_CLOSED: u8 = 7;
 /// A segment's payload where the kernel does not say: Ethernet, IPv4, timestamps.
 const SEGMENT_BYTES_USUAL: u64 = 1448;
 
@@ -54,9 +56,10 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
-    /// Looks at a connection whose IP headers have so many bytes. None when the kernel does not say.
+    /// Looks at a connection whose IP headers have so many bytes. None when the kernel does not say, or it was reset: what it had
+    /// in hand is gone then.
     pub fn of(tcp: &TcpStream, ip: u64) -> Option<TcpInfo> {
-        let raw = read(tcp).ok()?;
+        let raw = read(tcp).ok().filter(|raw| raw.state != STATE_CLOSED)?;
         let timestamps = if raw.options & OPTION_TIMESTAMPS == 0 { 0 } else { TCP_TIMESTAMP_BYTES };
         let segment_bytes = u64::from(raw.snd_mss).max(1);
         let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
