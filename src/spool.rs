@@ -19,6 +19,7 @@
 
 mod ballast;
 mod buffer;
+mod direct;
 mod photo_file;
 mod unfinished;
 
@@ -30,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::io::Errno;
+use tokio::sync::Semaphore;
 
 use crate::config::SpoolLimits;
 use crate::crash_points::{self, Point};
@@ -40,10 +41,12 @@ use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
-use self::photo_file::{open_whole, read_photo, read_record, trailer};
+use self::photo_file::{read_photo, read_record, trailer};
 pub use self::unfinished::Unfinished;
 use self::unfinished::{Part, exchange, rename_without_overwriting};
 
+/// Photos that are written at once.
+const WRITERS_MAX: usize = 64;
 /// What a photo on its way in takes, to tell whether there is room for any.
 const PHOTO_BYTES_USUAL: u64 = 256 * 1024;
 
@@ -61,6 +64,8 @@ struct Inner {
     folders: Vec<File>,
     /// The disk takes photos past the page cache, as far as is known.
     direct: AtomicBool,
+    /// Places for those who write: more at once would not make it faster, and each holds a thread with its stack and heap.
+    writers: Semaphore,
     /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
     held_bytes: AtomicU64,
     /// Journaled photos that cannot be read; they are found again every second.
@@ -129,6 +134,7 @@ impl Spool {
             ballast,
             folders,
             direct: AtomicBool::new(true),
+            writers: Semaphore::new(WRITERS_MAX),
             held_bytes: AtomicU64::new(0),
             unreadable: Outage::new(),
             fault: OnceLock::new(),
@@ -144,12 +150,14 @@ impl Spool {
     /// Makes `photo` and its record durable under the upload's id.
     pub async fn store(&self, upload: Arc<Upload>, photo: impl Into<Unfinished>) -> Result<Stored> {
         let (spool, photo) = (self.clone(), photo.into());
+        let _place = self.inner.writers.acquire().await; // it is never closed
         blocking(move || spool.store_now(&upload, photo)).await
     }
 
     /// Writes out what of a photo is in memory before all of it is there, so that it takes none.
     pub async fn write_out(&self, mut photo: Unfinished) -> Result<Unfinished> {
         let spool = self.clone();
+        let _place = self.inner.writers.acquire().await;
         blocking(move || {
             spool.check_ballast(photo.rest.len())?;
             photo.write_out(&spool.inner.root.join("incoming")).map_err(|error| match error.kind() {
@@ -173,8 +181,12 @@ impl Spool {
         };
         crash_points::pass_blocking(Point::SpoolWrite).map_err(|e| failed("write", e))?;
         photo.rest.appended_to().extend_from_slice(&trailer);
-        photo.rest.align();
-        part.write_at(photo.rest.as_slice(), photo.written_bytes).map_err(|e| self.file_write_error(upload, e))?;
+        if part.direct {
+            photo.rest.align();
+        }
+        let direct = part.direct;
+        part.write_at(photo.rest.as_slice(), photo.written_bytes)
+            .map_err(|e| self.file_write_error(upload, e, direct))?;
         if !part.direct && photo.written_bytes == 0 {
             self.inner.direct.store(false, Ordering::Relaxed);
         }
@@ -247,10 +259,11 @@ impl Spool {
         }
     }
 
-    /// What goes to the disk at once fails as a sync would.
-    fn file_write_error(&self, upload: &Upload, error: io::Error) -> Error {
-        match Errno::from_io_error(&error) {
-            Some(Errno::IO) => self.file_sync_error(upload, error),
+    /// What goes to the disk past the page cache fails when it is written, and not when it is synced.
+    fn file_write_error(&self, upload: &Upload, error: io::Error, direct: bool) -> Error {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.write_error("write", upload, error),
+            _ if direct => self.disk_error("write", upload, error),
             _ => self.write_error("write", upload, error),
         }
     }
@@ -265,10 +278,16 @@ impl Spool {
     }
 
     fn sync_error(&self, upload: &Upload, error: io::Error) -> Error {
-        let reason =
-            format!("the disk failed to sync the photo of upload {}: {error}; check the disk, then restart", upload.id);
+        self.disk_error("sync", upload, error)
+    }
+
+    fn disk_error(&self, doing: &str, upload: &Upload, error: io::Error) -> Error {
+        let reason = format!(
+            "the disk failed to {doing} the photo of upload {}: {error}; check the disk, then restart",
+            upload.id
+        );
         if self.inner.fault.set(reason.clone()).is_ok() {
-            tracing::error!(upload = %upload.id, %error, "the disk failed a sync; nothing more is accepted until a restart");
+            tracing::error!(upload = %upload.id, doing, %error, "the disk failed; nothing more is accepted until a restart");
         }
         Error::Unavailable(reason)
     }
@@ -375,8 +394,7 @@ impl Spool {
         let spool = self.clone();
         blocking(move || {
             let path = spool.path(upload.id);
-            let file = open_whole(&path).map_err(|error| not_opened(&upload, error))?;
-            let (record, photo) = read_photo(file, &path)?;
+            let (record, photo) = read_photo(&path, |error| not_opened(&upload, error))?;
             if record.sha256 != upload.sha256 {
                 return Err(Error::Damaged(format!(
                     "its file holds a photo with the digest {}, not {}",
@@ -398,9 +416,8 @@ impl Spool {
 
     /// The record of a file whose bytes are those that were accepted.
     fn check(&self, path: &Path) -> Result<Upload> {
-        let file = open_whole(path)
-            .map_err(|error| Error::unavailable(format_args!("cannot read {}", path.display()), error))?;
-        let (record, photo) = read_photo(file, path)?;
+        let not_opened = |error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
+        let (record, photo) = read_photo(path, not_opened)?;
         match Sha256::of(&photo) == record.sha256 {
             true => Ok(record),
             // it changed before it was written: the checksum is that of what was written

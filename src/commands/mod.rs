@@ -81,9 +81,6 @@ enum Action {
     Config(config::Args),
 }
 
-/// Threads that wait for the disk at once at most: more would not make it faster, and each has a stack and a share of the heap.
-const BLOCKING_THREADS_MAX: usize = 64;
-
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -93,7 +90,7 @@ pub fn main() -> ExitCode {
         // it waits for the pacer nearly all of the time, and two workers would wake each other for every slice
         runtime.worker_threads(1);
     }
-    let runtime = match runtime.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build() {
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(Failure(format!("cannot start: {error}"))),
     };

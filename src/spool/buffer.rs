@@ -2,14 +2,14 @@
 //!
 //! Disks take whole blocks from whole blocks of memory (`O_DIRECT`), without a copy in the page cache that nobody would read:
 //! in a backlog a photo is read hours later, and pages that it would fill are taken from everything else. Always: the bytes
-//! begin at a block's border. Memory that had to grow may have moved, and is brought back by a copy when it matters.
+//! begin at a block's border, but for memory that had to grow, which is brought back by a copy before it is written.
 
 /// Whole numbers of this are what every disk in use takes; most take less.
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// What stands behind a photo in its file: a record of usual size, filled up to whole blocks.
 const BEHIND_BYTES: usize = 2 * BLOCK_BYTES;
 
-/// Bytes that begin at a block's border.
+/// A photo's bytes so far.
 #[derive(Default)]
 pub struct Buffer {
     /// The bytes, behind as many as it takes to the border.

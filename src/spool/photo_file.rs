@@ -8,14 +8,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::OFlags;
 
 use super::buffer::{BLOCK_BYTES, Buffer};
-use super::unfinished::is_not_direct;
+use super::direct;
 use crate::error::{Error, Result};
 use crate::upload::Upload;
 
@@ -42,18 +41,18 @@ pub(super) fn read_record(path: &Path) -> Result<Upload> {
     read_end(&mut file, size, path).map(|(record, _)| record)
 }
 
-/// Opens a photo file to be read whole, past the page cache where the file system can.
-pub(super) fn open_whole(path: &Path) -> io::Result<File> {
-    match OpenOptions::new().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
-        Err(error) if is_not_direct(&error) => File::open(path),
-        opened => opened,
-    }
-}
-
-/// The record and the photo of the file that was opened at `path`, whose bytes are those that were written.
-pub(super) fn read_photo(file: File, path: &Path) -> Result<(Upload, Bytes)> {
+/// The record and the photo of the file at `path`, whose bytes are those that were written. Read past the page cache, where the
+/// file system can: nobody reads it again soon. `not_opened` says what it means that the file cannot be opened.
+pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Error) -> Result<(Upload, Bytes)> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    let opened = direct::open(&options, path).and_then(|direct| match direct {
+        Some(file) => Ok((file, true)),
+        None => Ok((options.open(path)?, false)),
+    });
+    let (file, direct) = opened.map_err(not_opened)?;
     let size = file.metadata().map_err(|error| failed(path, error))?.len();
-    let whole = read_whole(file, size, path)?;
+    let whole = read_whole(&file, direct, size, path)?;
     let (record, photo_crc) = read_end(&mut Cursor::new(whole.as_slice()), size, path)?;
     let photo = whole.into_bytes(record.size_bytes as usize); // no more than what was read, as its end says
     if crc32fast::hash(&photo) != photo_crc {
@@ -63,20 +62,17 @@ pub(super) fn read_photo(file: File, path: &Path) -> Result<(Upload, Bytes)> {
 }
 
 /// All of its `size` bytes.
-fn read_whole(mut file: File, size: u64, path: &Path) -> Result<Buffer> {
+fn read_whole(file: &File, mut direct: bool, size: u64, path: &Path) -> Result<Buffer> {
     let size = usize::try_from(size).map_err(|_| damaged(path, "its size is beyond memory"))?;
     // whole blocks are asked for; there may be less
     let mut whole = Buffer::zeros(size.next_multiple_of(BLOCK_BYTES));
     let mut read = 0;
     while read < size {
-        match file.read(&mut whole.as_mut_slice()[read..]) {
+        let rest = &mut whole.as_mut_slice()[read..];
+        match direct::or_cached(file, &mut direct, || file.read_at(rest, read as u64)) {
             Ok(0) => return Err(damaged(path, "it became shorter while it was read")),
             Ok(more) => read += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_not_direct(&error) => {
-                file = File::open(path).map_err(|error| failed(path, error))?;
-                read = 0;
-            }
             Err(error) => return Err(failed(path, error)),
         }
     }

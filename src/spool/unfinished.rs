@@ -5,13 +5,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-use rustix::io::Errno;
-
 use super::buffer::Buffer;
+use super::direct;
 use crate::upload::{Sha256, Sha256Hasher};
 
 /// The bytes of a photo so far: those that were written out, and behind them those in memory.
@@ -104,30 +102,20 @@ impl Part {
     /// One that is written `direct`, where the file system can.
     pub(super) fn create(folder: &Path, direct: bool) -> io::Result<Part> {
         let path = folder.join(format!("{:032x}.part", rand::random::<u128>()));
-        let open = |flags: OFlags| {
-            OpenOptions::new().write(true).create_new(true).custom_flags(flags.bits() as i32).open(&path)
-        };
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
         if direct {
-            match open(OFlags::DIRECT) {
-                Ok(file) => return Ok(Part { file, path, direct: true, kept: false }),
-                Err(error) if is_not_direct(&error) => drop(fs::remove_file(&path)),
-                Err(error) => return Err(error),
+            match direct::open(&options, &path)? {
+                Some(file) => return Ok(Part { file, path, direct: true, kept: false }),
+                None => drop(fs::remove_file(&path)),
             }
         }
-        Ok(Part { file: open(OFlags::empty())?, path, direct: false, kept: false })
+        Ok(Part { file: options.open(&path)?, path, direct: false, kept: false })
     }
 
-    /// Writes whole blocks from a border, at a place of the file.
+    /// Writes at a place of the file; whole blocks from and to a border, if it is direct.
     pub(super) fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
-        match self.file.write_all_at(bytes, at) {
-            Err(error) if self.direct && is_not_direct(&error) => {
-                let flags = rustix::fs::fcntl_getfl(&self.file)?;
-                rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
-                self.direct = false;
-                self.file.write_all_at(bytes, at)
-            }
-            done => done,
-        }
+        direct::or_cached(&self.file, &mut self.direct, || self.file.write_all_at(bytes, at))
     }
 
     /// Its first `bytes` again.
@@ -150,11 +138,6 @@ impl Drop for Part {
     }
 }
 
-/// The file system takes nothing past the page cache, or only larger blocks.
-pub(super) fn is_not_direct(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
-}
-
 /// `AlreadyExists` when `to` is taken.
 pub(super) fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -175,4 +158,36 @@ pub(super) fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<(
 pub(super) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_and_checksum_are_of_all_bytes_whenever_they_were_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut photo = Unfinished::default();
+        for (n, piece) in bytes.chunks(9_999).enumerate() {
+            photo.rest().appended_to().extend_from_slice(piece);
+            match n % 3 {
+                0 => photo.digest(),
+                1 => photo.write_out(folder.path()).unwrap(),
+                _ => {}
+            }
+        }
+        assert_eq!(photo.crc(), crc32fast::hash(&bytes));
+        assert_eq!((photo.sha256(), photo.size_bytes()), (Sha256::of(&bytes), 100_000));
+        assert_eq!(photo.crc(), crc32fast::hash(&bytes));
+    }
+
+    #[test]
+    fn what_a_disk_does_not_take_past_the_page_cache_is_written_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = Part::create(folder.path(), true).unwrap();
+        // no disk takes three bytes from an odd place
+        part.write_at(&b"photo"[1..4], 1).unwrap();
+        assert_eq!(fs::read(&part.path).unwrap(), b"\0hot");
+    }
 }

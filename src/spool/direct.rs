@@ -1,0 +1,39 @@
+//! Files that are read and written past the page cache, where the file system can (`O_DIRECT`).
+//!
+//! Always: a file system that cannot, or takes only larger blocks than ours, is used by way of the page cache; a file is never
+//! opened twice for it, as another may have its name by then.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+/// Opens a file past the page cache. None where the file system cannot; one that was to be made may be there then.
+pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
+    match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_not_taken(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Does `work` with a file, and once more by way of the page cache if it turns out that the file system cannot do without.
+/// `direct` says whether the file goes past it, before and after.
+pub(super) fn or_cached<T>(file: &File, direct: &mut bool, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match work() {
+        Err(error) if *direct && is_not_taken(&error) => {
+            let flags = rustix::fs::fcntl_getfl(file)?;
+            rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT)?;
+            *direct = false;
+            work()
+        }
+        done => done,
+    }
+}
+
+fn is_not_taken(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
+}
