@@ -28,6 +28,8 @@ use crate::upload::ImageType;
 pub const REST_BYTES_MAX: usize = 64 * 1024;
 /// What of a photo is worth a write of its own when memory is short.
 const WRITE_OUT_BYTES: usize = 32 * 1024;
+/// What of a photo is worth a step of its digest.
+const DIGEST_BYTES: usize = 4 * 1024;
 /// The longest silence in the middle of a body.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -99,7 +101,7 @@ impl Photo {
         let head_lacks = ImageType::SNIFF_BYTES.saturating_sub(self.head.len());
         self.head.extend_from_slice(&new[..new.len().min(head_lacks)]);
         let new_bytes = new.len();
-        if self.digests {
+        if self.digests && self.bytes.undigested_bytes() >= DIGEST_BYTES {
             self.bytes.digest();
         }
         if self.bytes.size_bytes() > self.bytes_max as u64 {
