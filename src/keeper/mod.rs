@@ -11,6 +11,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,8 @@ const PURGE_AT_ONCE: u32 = 1000;
 const TEND_AT_ONCE: u32 = 1000;
 /// Journaled photos taken in in one go.
 const JOURNAL_AT_ONCE: usize = 500;
+/// Of those, as many as are handed to the queue together.
+const TAKE_IN_TOGETHER: usize = 50;
 /// A photo on disk for this long without a record has nobody who is about to make one.
 const ORPHAN_AGE_MIN: Duration = Duration::from_secs(60);
 /// A file that has been unfinished for this long has no writer any more.
@@ -191,11 +194,14 @@ impl Keeper {
     async fn take_in_journal(&self) -> Result<()> {
         let uploads = self.spool.journaled(JOURNAL_AT_ONCE).await?;
         let (mut taken, mut failed) = (0, None);
-        for upload in uploads {
-            match self.take_in_journaled(upload).await {
-                Ok(()) => taken += 1,
-                // one that is refused must not hold up the others
-                Err(error) => failed = Some(error),
+        // together, so that they share commits
+        for uploads in uploads.chunks(TAKE_IN_TOGETHER) {
+            for done in join_all(uploads.iter().map(|upload| self.take_in_journaled(upload.clone()))).await {
+                match done {
+                    Ok(()) => taken += 1,
+                    // one that is refused must not hold up the others
+                    Err(error) => failed = Some(error),
+                }
             }
         }
         if taken > 0 {

@@ -1,7 +1,8 @@
 //! Many waiting uploads, one commit.
 //!
 //! While one transaction is being synced, the uploads that arrive wait together and go into the next one, and while one follows
-//! another each waits a few milliseconds for company: under load one sync acknowledges many, and a lone upload never waits.
+//! another each waits a few milliseconds for company: under load one sync acknowledges many, and at a site's usual pace none waits.
+//! Whoever has many uploads hands them over together; one after another they would go in at a commit each 8 ms.
 //!
 //! A queue that did not answer is *away*: uploads are told so at once instead of waiting in vain, each for itself, until a
 //! probe finds it back.
@@ -25,7 +26,7 @@ use crate::upload::{Upload, UploadId};
 /// replicas would otherwise commit one photo each, and a commit costs more than a row in it.
 const APART: Duration = Duration::from_millis(8);
 const ENOUGH_UPLOADS: usize = 8;
-/// So many commits of several may follow one another at once before any waits. A site at its usual pace never comes to it.
+/// So many commits may follow one another at once before any waits. A site at its usual pace never comes to it.
 const AT_ONCE: u32 = 10;
 /// Uploads in one transaction at most.
 const BATCH_UPLOADS_MAX: usize = 256;
@@ -91,14 +92,11 @@ impl Pace {
         Pace { due: now }
     }
 
-    /// One of so many begins. What was not used of the pace is saved up to [`AT_ONCE`] commits, and what was used beyond it,
-    /// because enough had come, is nobody's debt. One upload alone says that there is no company to wait for: whoever sends one
-    /// after another would only be held up.
-    fn begins(&mut self, now: Instant, uploads: usize) {
-        if uploads > 1 {
-            let saved = now.checked_sub((AT_ONCE - 1) * APART).unwrap_or(now);
-            self.due = (self.due.max(saved) + APART).min(now + APART);
-        }
+    /// One begins. What was not used of the pace is saved up to [`AT_ONCE`] commits, and what was used beyond it, because enough
+    /// had come, is nobody's debt.
+    fn begins(&mut self, now: Instant) {
+        let saved = now.checked_sub((AT_ONCE - 1) * APART).unwrap_or(now);
+        self.due = (self.due.max(saved) + APART).min(now + APART);
     }
 }
 
@@ -112,7 +110,7 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
         let mut pace = Pace::new(Instant::now());
         while receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0 {
             company(&mut receiver, &mut batch, pace.due).await;
-            pace.begins(Instant::now(), batch.len());
+            pace.begins(Instant::now());
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
             let mut inserted = insert(&backend, &uploads).await;
             match &inserted {
@@ -233,7 +231,7 @@ async fn accepted(backend: &Backend, upload: Arc<Upload>, new: Result<bool>) -> 
 mod tests {
     use super::*;
 
-    /// How long each of these commits of several uploads waits, in milliseconds, when so many pass before each.
+    /// How long each of these commits waits, in milliseconds, when so many pass before each.
     fn waits_ms(paused_ms: &[u64]) -> Vec<u128> {
         let (mut pace, mut now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
         let mut waits = Vec::new();
@@ -242,7 +240,7 @@ mod tests {
             let wait = pace.due.saturating_duration_since(now);
             waits.push(wait.as_millis());
             now += wait;
-            pace.begins(now, 2);
+            pace.begins(now);
         }
         waits
     }
@@ -261,15 +259,8 @@ mod tests {
     #[test]
     fn commits_that_were_full_leave_no_debt() {
         let (mut pace, now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
-        (0..1000).for_each(|_| pace.begins(now, ENOUGH_UPLOADS));
+        (0..1000).for_each(|_| pace.begins(now));
         assert_eq!(pace.due, now + APART);
-    }
-
-    #[test]
-    fn who_comes_alone_again_and_again_never_waits() {
-        let (mut pace, now) = (Pace::new(Instant::now()), Instant::now() + Duration::from_secs(1));
-        (0..1000).for_each(|_| pace.begins(now, 1));
-        assert!(pace.due <= now);
     }
 
     /// What is committed together when so many wait already and others come, one by one.
