@@ -1,7 +1,7 @@
 //! Files that are read and written past the page cache, where the file system can (`O_DIRECT`).
 //!
-//! Always: a file system that cannot, or takes only larger blocks than ours, is used by way of the page cache; a file is never
-//! opened twice for it, as another may have its name by then.
+//! Always: a file system that cannot, or takes only larger blocks than ours, is used by way of the page cache; a file that is open is
+//! never opened anew for it, as another may have its name by then.
 
 use std::fs::{File, OpenOptions};
 use std::io;
