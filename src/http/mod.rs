@@ -1,4 +1,5 @@
 //! The HTTP edge that both listeners share: how connections are served, and how errors look.
 
+mod gathering;
 pub mod listener;
 pub mod problem;

@@ -390,6 +390,27 @@ async fn a_device_that_hangs_up_right_after_its_last_byte_is_kept_or_not_but_nev
 }
 
 #[tokio::test]
+async fn uploads_that_come_together_over_one_connection_are_all_answered() {
+    let site = Site::start(&[]).await;
+    let requests: Vec<String> = (0..3)
+        .map(|n| {
+            let body = json_upload("cam-1", Some(&n.to_string()), &photo(n)).to_string();
+            let last = if n == 2 { "Connection: close\r\n" } else { "" };
+            format!(
+                "POST / HTTP/1.1\r\nHost: x\r\n{last}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        })
+        .collect();
+    let mut stream = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(requests.concat().as_bytes()).await.unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 201 ").count(), 3, "{answers}");
+    assert_eq!(site.files().await, (3, 0));
+}
+
+#[tokio::test]
 async fn a_body_that_comes_too_slowly_is_told_so() {
     let site = Site::start(&[("body-timeout", "300ms")]).await;
     let mut stream = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
