@@ -1,9 +1,10 @@
 //! The queue in Postgres: for ingest replicas and drains in processes or machines of their own.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use sqlx::Connection as _;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use uuid::Uuid;
 
@@ -29,6 +30,16 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Postgres {
     read: PgPool,
     write: PgPool,
+    /// Given back to the pool after each commit, it would be asked each time whether it is still there, which is a round trip
+    /// more.
+    inserting: Arc<Mutex<Option<Kept>>>,
+}
+
+/// The connection that inserted last.
+struct Kept {
+    connection: PoolConnection<sqlx::Postgres>,
+    /// When that was.
+    at: Instant,
 }
 
 impl Postgres {
@@ -56,7 +67,7 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options);
-        Ok(Postgres { read: pool.clone(), write: pool })
+        Ok(Postgres { read: pool.clone(), write: pool, inserting: Arc::default() })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
@@ -73,6 +84,7 @@ impl Postgres {
             };
         }
         crash_points::pass(Point::QueueCommit).await?;
+        let mut connection = self.to_insert().await?;
         let ids: Vec<(Uuid,)> = sqlx::query_as(
             "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                  captured_at_ms, priority, metadata, traceparent, received_at_ms)
@@ -93,10 +105,42 @@ impl Postgres {
         .bind(column!(|u| metadata_json(u)))
         .bind(column!(|u| u.traceparent.as_deref()))
         .bind(column!(|u| u.received_at.0))
-        .fetch_all(&self.write)
+        .fetch_all(&mut *connection)
         .await?;
+        self.keep_to_insert(connection);
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
+    }
+
+    /// The connection that inserted last, if it is still there; a statement that fails or is cut short leaves it to the pool.
+    async fn to_insert(&self) -> sqlx::Result<PoolConnection<sqlx::Postgres>> {
+        let last = self.inserting().take();
+        if let Some(Kept { mut connection, at }) = last
+            && (at.elapsed() <= TRUSTED_FOR || connection.ping().await.is_ok())
+        {
+            return Ok(connection);
+        }
+        self.write.acquire().await
+    }
+
+    /// Keeps the connection for the next that inserts, unless the pool waits for it in order to close.
+    fn keep_to_insert(&self, connection: PoolConnection<sqlx::Postgres>) {
+        let mut inserting = self.inserting();
+        if !self.write.is_closed() {
+            *inserting = Some(Kept { connection, at: Instant::now() });
+        }
+    }
+
+    fn inserting(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.inserting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Closes its connections in order.
+    pub(super) async fn close(&self) {
+        // from here on none is kept any more
+        let closed = self.write.close();
+        drop(self.inserting().take());
+        closed.await;
     }
 
     /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and

@@ -63,6 +63,12 @@ impl Sqlite {
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
 
+    /// Closes its connections in order.
+    pub(super) async fn close(&self) {
+        self.write.close().await;
+        self.read.close().await;
+    }
+
     /// Inserts all that are not there yet, in one transaction; the ids of the new ones.
     pub(super) async fn insert(&self, uploads: &[Arc<Upload>]) -> sqlx::Result<Vec<UploadId>> {
         let mut new = Vec::with_capacity(uploads.len());

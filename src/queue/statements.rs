@@ -369,11 +369,6 @@ macro_rules! shared_statements {
                 .fetch_all(&self.read)
                 .await
             }
-
-            pub(super) async fn close(&self) {
-                self.write.close().await;
-                self.read.close().await;
-            }
         }
     };
 }
