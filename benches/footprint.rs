@@ -1,4 +1,5 @@
-//! How little of the machine it takes: idle, at the site's own rate, and with a thousand slow devices at once.
+//! How little of the machine it takes: idle, at the site's own rate, with a thousand slow devices at once, and with as many
+//! that keep their connection.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Semaphore};
 
 use crate::load::Bodies;
 use crate::machine::{cpu, memory};
@@ -22,12 +23,15 @@ const DEVICES: usize = 1000;
 const SLOW_BYTES: usize = 10_000;
 /// How often it sends a piece of that.
 const PIECE_EVERY: Duration = Duration::from_millis(500);
+/// Devices that send at once, of those that keep their connection.
+const AT_ONCE: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 
 pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
     let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
     idle(plan, &store, report).await;
     slow(plan, &store, bodies, report).await;
+    kept_alive(plan, &store, bodies, report).await;
     at_the_sites_rate(plan, &store, report).await;
 }
 
@@ -88,22 +92,60 @@ async fn slow(plan: &Plan, store: &weed::Server, bodies: &Bodies, report: &mut R
     report.add(of_forebay(&what, "MiB", held, Target::AtMost(128.0)));
 }
 
+/// Devices that send a photo as fast as it goes, some at once, and keep their connection.
+async fn kept_alive(plan: &Plan, store: &weed::Server, bodies: &Bodies, report: &mut Report) {
+    let body = Arc::new(std::fs::read(&bodies.json[0]).expect("a body"));
+    let mut held = Vec::new();
+    for round in 0..plan.rounds {
+        plan.tell(round, &format!("{DEVICES} devices send a photo each, and keep their connection"));
+        let (program, folder, settings) = serve(store, &[("FOREBAY_UPLINK_RATE", "10Gbit/s")]).await;
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let mut devices = tokio::task::JoinSet::new();
+        for _ in 0..DEVICES {
+            let (address, body, places) = (program.address(), body.clone(), places.clone());
+            devices.spawn(async move {
+                let _place = places.acquire().await.expect("it is never closed");
+                let mut stream = TcpStream::connect(&address).await.expect("a connection");
+                let answer = send(&mut stream, &address, &body, body.len(), Duration::ZERO).await.expect("an answer");
+                assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+                stream
+            });
+        }
+        let connections = devices.join_all().await;
+        agreement::backlog_gone(&program, &folder.path().join("data")).await;
+        held.push(mib(memory(program.pid()).0));
+        drop((connections, program));
+        crate::verified(&settings, &folder.path().join("data")).await;
+        settle().await;
+    }
+    let what = format!("Memory of serve, {DEVICES} connections idle after a photo each");
+    report.add(of_forebay(&what, "MiB", held, Target::AtMost(128.0)));
+}
+
 /// One photo in small pieces; what was answered, or why nothing was.
 async fn slow_device(address: String, body: Arc<Vec<u8>>, begin: Arc<Barrier>) -> String {
     let mut stream = TcpStream::connect(&address).await.expect("a connection");
     begin.wait().await;
-    send_slowly(&mut stream, &address, &body).await.unwrap_or_else(|error| error.to_string())
+    let piece_bytes = SLOW_BYTES * PIECE_EVERY.as_millis() as usize / 1000;
+    send(&mut stream, &address, &body, piece_bytes, PIECE_EVERY).await.unwrap_or_else(|error| error.to_string())
 }
 
-async fn send_slowly(stream: &mut TcpStream, address: &str, body: &[u8]) -> std::io::Result<String> {
+/// Sends a photo, a piece `every` so long; what was answered.
+async fn send(
+    stream: &mut TcpStream,
+    address: &str,
+    body: &[u8],
+    piece_bytes: usize,
+    every: Duration,
+) -> std::io::Result<String> {
     let head = format!(
         "POST / HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;
-    let (began, piece_bytes) = (Instant::now(), SLOW_BYTES * PIECE_EVERY.as_millis() as usize / 1000);
+    let began = Instant::now();
     for (n, piece) in body.chunks(piece_bytes).enumerate() {
-        tokio::time::sleep_until((began + PIECE_EVERY * n as u32).into()).await;
+        tokio::time::sleep_until((began + every * n as u32).into()).await;
         stream.write_all(piece).await?;
     }
     let mut answer = [0; 1024];
