@@ -30,7 +30,7 @@ impl Nginx {
             .collect();
         let main = format!(
             "user root;\nworker_processes auto;\ndaemon off;\npid {};\nerror_log {} warn;\nevents {{ worker_connections 4096; }}\n\
-             http {{\n{temporary}    upstream forebay_ingest {{ {servers} keepalive 64; }}\n    include {};\n    access_log {} forebay;\n}}\n",
+             http {{\n{temporary}    upstream forebay_ingest {{ {servers} keepalive 64; }}\n    include {};\n    access_log {} forebay buffer=64k flush=1s;\n}}\n",
             at("pid"),
             at("error.log"),
             server_config.display(),
