@@ -6,10 +6,7 @@
 //! anything else.
 
 use std::fmt;
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_sdk_s3::config::{HttpClient, RuntimeComponents};
@@ -24,7 +21,6 @@ use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
@@ -36,15 +32,17 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
+use super::dial::{Connection, Dial};
 use crate::error::chain;
-use crate::pacer::{Meter, PacedConnection, Pacer, Turn};
+use crate::pacer::{Meter, Pacer, Turn};
 
 /// A connection that was not used for so long is not used again: stores and firewalls give up theirs after about as long.
 const IDLE_MAX: Duration = Duration::from_secs(15);
 /// Longest wait for a connection where the SDK does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Why there is no answer, or no connection.
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The client. Cheap to clone; all clones share their connections.
 #[derive(Clone)]
@@ -137,7 +135,7 @@ impl Client {
     }
 
     async fn open(&self, to: &Uri, proxy: Option<(Uri, Option<HeaderValue>)>, turn: &Turn) -> Result<Idle, Failure> {
-        let mut dial = Dial { pacer: self.inner.pacer.clone() };
+        let mut dial = Dial::new(self.inner.pacer.clone());
         let plain = to.scheme() == Some(&Scheme::HTTP);
         let connection = match proxy {
             None => dial.call(to.clone()).await?,
@@ -242,88 +240,6 @@ fn tls() -> Result<Arc<ClientConfig>, Failure> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(TLS.get_or_init(|| Arc::new(versions.with_root_certificates(roots).with_no_client_auth())).clone())
-}
-
-/// A connection, paced or not.
-enum Connection {
-    Paced(PacedConnection),
-    Free(tokio::net::TcpStream),
-}
-
-/// Opens TCP connections.
-#[derive(Clone)]
-struct Dial {
-    pacer: Option<Pacer>,
-}
-
-impl Service<Uri> for Dial {
-    type Response = TokioIo<Connection>;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        let pacer = self.pacer.clone();
-        Box::pin(async move {
-            let mut connector = TcpConnector::new();
-            connector.enforce_http(false);
-            connector.set_nodelay(true);
-            let tcp = connector.call(to).await?.into_inner();
-            Ok(TokioIo::new(match pacer {
-                Some(pacer) => Connection::Paced(PacedConnection::new(tcp, pacer)),
-                None => Connection::Free(tcp),
-            }))
-        })
-    }
-}
-
-/// Calls the same method on whichever connection there is.
-macro_rules! on_connection {
-    ($self:ident, $method:ident($($argument:expr),*)) => {
-        match $self.get_mut() {
-            Connection::Paced(connection) => Pin::new(connection).$method($($argument),*),
-            Connection::Free(connection) => Pin::new(connection).$method($($argument),*),
-        }
-    };
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        on_connection!(self, poll_read(cx, into))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        on_connection!(self, poll_write(cx, buffer))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        on_connection!(self, poll_write_vectored(cx, buffers))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_connection!(self, poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_connection!(self, poll_shutdown(cx))
-    }
 }
 
 impl fmt::Debug for Client {

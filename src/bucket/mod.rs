@@ -7,6 +7,7 @@
 //! `client.rs` is the HTTP client beneath the SDK, whose connections a pacer may hold to its budget.
 
 mod client;
+mod dial;
 
 use std::time::Duration;
 

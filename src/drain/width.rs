@@ -3,7 +3,8 @@
 //! Always: while the allowance is not filled although more waits to leave, widened on trial, and kept so only if more then
 //! arrives; a long round trip is filled so, and a link that is slower than the allowance is not flooded with connections,
 //! which would send more and bring less. While it is filled, just enough wait for the pacer to outlast a pause of store or
-//! queue. Never: beyond a fixed number, or below one that keeps a quick store busy.
+//! queue; narrowed to that, but not for long to less than fills it. Never: beyond a fixed number, or below one that keeps a quick
+//! store busy.
 
 use std::time::Duration;
 
@@ -18,13 +19,16 @@ const MAX: usize = 128;
 const PERIOD: Duration = Duration::from_millis(1500);
 /// The part of the allowance that counts as filled.
 const FILLED: f64 = 0.97;
-/// A wider way must bring at least this part of what it is wider by.
+/// A wider way must bring at least this part of what it is wider by, or of what the allowance was not filled by.
 const WORTH: f64 = 0.3;
+const WORTH_OF_GAP: f64 = 0.5;
 /// When so much of what leaves is sent again, the link is full: more uploads at once would lose more.
 const LOSSY: f64 = 0.05;
 /// When it is so much, there are too many already.
 const VERY_LOSSY: f64 = 0.15;
-/// How long a width that did not help is not tried again; it doubles each time.
+/// An allowance that is not filled any more within this time after the way was narrowed shows that it was too much.
+const NARROW_SHOWS: Duration = Duration::from_secs(5);
+/// How long a width that did not help, or was too narrow, is not tried again; it doubles each time.
 const REST_MIN: Duration = Duration::from_secs(30);
 const REST_MAX: Duration = Duration::from_secs(480);
 /// What waits for the pacer is to last for so long while store and queue pause…
@@ -47,15 +51,41 @@ pub struct Width {
     /// There was more to send at every look.
     backlog: bool,
     trial: Option<Trial>,
-    rest: Duration,
-    rests_until: Option<Instant>,
+    widening: Rest,
+    narrowed: Option<Instant>,
+    narrowing: Rest,
 }
 
-/// A width that was widened, and how many bytes arrived a second before.
+/// When something is tried again that did not help.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    next: Duration,
+    until: Option<Instant>,
+}
+
+impl Rest {
+    fn begin(&mut self, now: Instant) {
+        self.until = Some(now + self.next);
+        self.next = (self.next * 2).min(REST_MAX);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Rest { next: REST_MIN, until: None }
+    }
+}
+
+/// A width that was widened, how many bytes arrived a second before, and the part of the allowance that was used.
 #[derive(Debug, Clone, Copy)]
 struct Trial {
     from: usize,
     rate: f64,
+    used: f64,
     /// The first period still has uploads in it that were begun before.
     settled: bool,
 }
@@ -96,8 +126,9 @@ impl Default for Width {
             waiting: 0,
             backlog: true,
             trial: None,
-            rest: REST_MIN,
-            rests_until: None,
+            widening: Rest::default(),
+            narrowed: None,
+            narrowing: Rest::default(),
         }
     }
 }
@@ -124,7 +155,7 @@ impl Width {
             let resent = (seen.resent_bytes - first.resent_bytes) as f64 / seconds;
             let lost = resent / (arrived + resent).max(1.0);
             let before = self.uploads;
-            self.judge(now, paid >= FILLED * seen.allowance.0 as f64, arrived, lost, seen.enough());
+            self.judge(now, paid / seen.allowance.0.max(1) as f64, arrived, lost, seen.enough());
             if self.uploads != before {
                 tracing::debug!(uploads = self.uploads, before, paid, arrived, lost, "another width");
             }
@@ -134,7 +165,7 @@ impl Width {
 
     /// Nothing is to be learnt from what was seen so far: the drain paused, or its allowance changed.
     pub fn forget(&mut self) {
-        self.trial = None;
+        (self.trial, self.narrowed) = (None, None);
         self.began = None;
     }
 
@@ -143,44 +174,57 @@ impl Width {
         (self.looks, self.waiting, self.backlog) = (0, 0, true);
     }
 
-    /// The allowance was `filled` or not, so many bytes arrived a second, this part of what left was sent again, and `enough`
+    /// This part of the allowance was `used`, so many bytes arrived a second, this part of what left was sent again, and `enough`
     /// should wait for the pacer.
-    fn judge(&mut self, now: Instant, filled: bool, rate: f64, lost: f64, enough: f64) {
+    fn judge(&mut self, now: Instant, used: f64, rate: f64, lost: f64, enough: f64) {
+        let filled = used >= FILLED;
         let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
         match &mut self.trial {
             Some(trial) if !trial.settled => trial.settled = true,
             Some(trial) => {
                 let wider_by = self.uploads as f64 / trial.from as f64 - 1.0;
-                let worth = lost < LOSSY && (filled || rate >= trial.rate * (1.0 + WORTH * wider_by));
+                let brings = rate >= trial.rate * (1.0 + WORTH * wider_by);
+                let fills = filled || used - trial.used >= WORTH_OF_GAP * (1.0 - trial.used);
+                let worth = lost < LOSSY && (brings || fills);
                 if worth {
-                    self.rest = REST_MIN;
+                    self.widening = Rest::default();
                 } else {
                     self.uploads = trial.from;
-                    self.rests_until = Some(now + self.rest);
-                    self.rest = (self.rest * 2).min(REST_MAX);
+                    self.widening.begin(now);
                 }
                 self.trial = None;
                 if worth && !filled && self.backlog {
-                    self.widen(rate);
+                    self.widen(used, rate);
                 }
             }
             None if lost > VERY_LOSSY => self.uploads = (self.uploads - self.uploads.div_ceil(4)).max(MIN),
             None if lost > LOSSY => {}
-            None if filled && waiting > enough => self.uploads = (self.uploads - 1).max(MIN),
+            None if filled && waiting > enough => self.narrow(now),
             None if filled && waiting < enough / 2.0 && self.backlog => {
                 let missing = (enough / 2.0 - waiting).ceil() as usize;
                 self.uploads = (self.uploads + missing).min(MAX);
             }
-            None if filled => {}
-            None if self.backlog && self.rests_until.is_none_or(|until| until <= now) => self.widen(rate),
+            None if filled || !self.backlog => {}
+            None if self.narrowed.take_if(|at| now - *at <= NARROW_SHOWS).is_some() => {
+                self.uploads = (self.uploads + self.uploads.div_ceil(4)).min(MAX);
+                self.narrowing.begin(now);
+            }
+            None if self.widening.is_over(now) => self.widen(used, rate),
             None => {}
         }
     }
 
-    fn widen(&mut self, rate: f64) {
+    fn widen(&mut self, used: f64, rate: f64) {
         if self.uploads < MAX {
-            self.trial = Some(Trial { from: self.uploads, rate, settled: false });
+            self.trial = Some(Trial { from: self.uploads, rate, used, settled: false });
             self.uploads = (self.uploads + self.uploads.div_ceil(2)).min(MAX);
+        }
+    }
+
+    fn narrow(&mut self, now: Instant) {
+        if self.uploads > MIN && self.narrowing.is_over(now) {
+            self.uploads -= 1;
+            self.narrowed = Some(now);
         }
     }
 }
@@ -263,8 +307,33 @@ mod tests {
     fn a_link_that_loses_what_it_cannot_carry_is_given_less() {
         let mut width = Width::default();
         let now = Instant::now();
-        (0..10).for_each(|_| width.judge(now, false, 1_000_000.0, 0.4, 4.0));
+        (0..10).for_each(|_| width.judge(now, 0.2, 1_000_000.0, 0.4, 4.0));
         assert_eq!(width.uploads(), MIN);
+    }
+
+    #[test]
+    fn a_way_that_was_narrowed_too_much_is_wide_again_at_once_and_stays_so() {
+        let (mut width, start) = (Width { uploads: 20, ..Width::default() }, Instant::now());
+        let needed = 12;
+        let narrowest = (1..400).map(|second| {
+            width.waiting = if width.uploads >= needed { 6 } else { 0 };
+            width.looks = 1;
+            let used = width.uploads.min(needed) as f64 / needed as f64;
+            width.judge(start + Duration::from_secs(second), used, used * 5e6, 0.0, 4.0);
+            width.uploads
+        });
+        let too_narrow = narrowest.collect::<Vec<_>>().iter().filter(|uploads| **uploads < needed).count();
+        // after rests of 30, 60, 120 and 240 seconds
+        assert!((1..=4).contains(&too_narrow), "{too_narrow} seconds of 400");
+    }
+
+    #[test]
+    fn a_trial_that_closes_half_of_the_gap_is_worth_it() {
+        let (mut width, now) = (Width::default(), Instant::now());
+        for used in [0.93, 0.95, 0.966] {
+            width.judge(now, used, used * 5e6, 0.0, 4.0);
+        }
+        assert!(width.uploads() > FIRST, "twelve have brought what eight could not");
     }
 
     #[test]

@@ -6,13 +6,14 @@
 //! burst later.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::tcp::{self, TcpInfo};
@@ -87,6 +88,8 @@ struct Seen {
     written_bytes: u64,
     /// What was paid for it, headers included.
     paid_bytes: u64,
+    /// Was paid for and handed to the kernel, which has not sent all of it yet: it may pace by itself, or wait for acknowledgements.
+    leaving: Option<Paid>,
     /// The last look, which the pacer has counted.
     counted: TcpInfo,
     /// What the other side had acknowledged and sent when it was last settled.
@@ -96,8 +99,20 @@ struct Seen {
 }
 
 impl PacedConnection {
-    pub fn new(tcp: TcpStream, pacer: Pacer) -> PacedConnection {
-        tcp::prepare(&tcp);
+    /// Opens one, for as long as it takes.
+    ///
+    /// # Errors
+    /// Nobody answers there, or no socket is to be had.
+    pub async fn connect(to: SocketAddr, pacer: Pacer) -> io::Result<PacedConnection> {
+        let socket = match to {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        tcp::prepare(&socket);
+        Ok(PacedConnection::new(socket.connect(to).await?, pacer))
+    }
+
+    fn new(tcp: TcpStream, pacer: Pacer) -> PacedConnection {
         let ip_header_bytes = tcp::ip_header_bytes(&tcp);
         let meter = Arc::new(Meter { tcp, ip_header_bytes, pacer, seen: Mutex::default() });
         meter.pacer.watch(&meter);
@@ -138,11 +153,9 @@ impl PacedConnection {
                 // not even the headers; what was paid is forfeit
                 continue;
             }
-            let written = self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes));
-            drop(paid);
-            match written {
+            match self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes)) {
                 Ok(written) => {
-                    self.meter.wrote(written as u64, paid_bytes, written as u64 == payload_bytes);
+                    self.meter.wrote(written as u64, paid, written as u64 == payload_bytes);
                     return Poll::Ready(Ok(written));
                 }
                 // what was paid for could not leave; it is paid for again when it can, so that no burst can be saved up
@@ -185,12 +198,20 @@ impl Meter {
         (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
     }
 
-    fn wrote(&self, payload_bytes: u64, due_bytes: u64, all_of_it: bool) {
-        let owed_bytes = if all_of_it { u64::MAX } else { self.look().owed_bytes() };
+    fn wrote(&self, payload_bytes: u64, paid: Paid, all_of_it: bool) {
+        let paid_bytes = paid.bytes();
         let mut seen = self.seen();
         seen.written_bytes += payload_bytes;
-        // what was paid for and could not leave is forfeit
-        seen.paid_bytes = (seen.paid_bytes + due_bytes).min(owed_bytes.max(seen.paid_bytes));
+        match &mut seen.leaving {
+            Some(leaving) => leaving.append(paid),
+            None => seen.leaving = Some(paid),
+        }
+        drop(seen);
+        let info = self.look();
+        let owed_bytes = if all_of_it { u64::MAX } else { info.owed_bytes() };
+        let mut seen = self.seen();
+        // what was paid for and was not taken is forfeit
+        seen.paid_bytes = (seen.paid_bytes + paid_bytes).min(owed_bytes.max(seen.paid_bytes));
         seen.turn.is_theirs();
         self.pacer.inner.something_leaves.notify_one();
     }
@@ -217,6 +238,12 @@ impl Meter {
             0 => TcpInfo::estimated(seen.written_bytes),
             _ => TcpInfo { unsent_bytes: 0, ..seen.counted },
         });
+        if let Some(leaving) = &mut seen.leaving {
+            leaving.all_left_but(info.on_the_wire(info.unsent_bytes));
+            if info.unsent_bytes == 0 {
+                seen.leaving = None;
+            }
+        }
         let past = std::mem::replace(&mut seen.counted, info);
         self.pacer.count(
             info.wire_bytes().saturating_sub(past.wire_bytes()),
@@ -307,14 +334,15 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use super::super::lock;
     use super::*;
     use crate::units::Rate;
 
     async fn connected(pacer: &Pacer) -> (PacedConnection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let near = PacedConnection::connect(listener.local_addr().unwrap(), pacer.clone()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
-        (PacedConnection::new(near, pacer.clone()), far)
+        (near, far)
     }
 
     #[tokio::test]
@@ -370,6 +398,21 @@ mod tests {
         let (paid, sent) = (pacer.paid_bytes(), pacer.sent_bytes());
         assert!(paid < 32 << 20 && paid.abs_diff(sent) < 200_000, "paid {paid}, sent {sent}");
         drop(far);
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_holds_up_counts_until_it_has_left() {
+        let pacer = Pacer::new(Rate(100_000_000));
+        let (mut near, mut far) = connected(&pacer).await;
+        // it paces by itself, as it does beneath BBR or the fq queue, from the eleventh packet on
+        tcp::set(&near.meter.tcp, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &4_000_000_u32.to_ne_bytes()).unwrap();
+        let leaving_bytes = || lock(&pacer.inner.window).leaving_bytes;
+        let reading = tokio::spawn(async move { far.read_exact(&mut vec![0; 1_000_000]).await });
+        near.write_all(&vec![7; 1_000_000]).await.unwrap();
+        assert!(leaving_bytes() > 0, "a packet of loopback takes 16 ms at 4 MB/s");
+        reading.await.unwrap().unwrap();
+        near.meter.settle();
+        assert_eq!(leaving_bytes(), 0);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// The header of an Ethernet frame, as network interfaces count it.
 const ETHERNET_HEADER_BYTES: u64 = 14;
@@ -49,7 +49,7 @@ pub struct TcpInfo {
     pub received_bytes: u64,
     /// The most payload of one packet.
     pub segment_bytes: u64,
-    /// Payload bytes that the kernel would let leave now: what the congestion window has room for.
+    /// Payload bytes that the kernel would let leave now: what the congestion window and the other side's window have room for.
     pub room_bytes: u64,
     /// The headers of one packet: Ethernet, IP, TCP.
     pub header_bytes: u64,
@@ -59,10 +59,19 @@ impl TcpInfo {
     /// Looks at a connection whose IP headers have so many bytes. None when the kernel does not say, or it was reset: what it had
     /// in hand is gone then.
     pub fn of(tcp: &TcpStream, ip: u64) -> Option<TcpInfo> {
-        let raw = read(tcp).ok().filter(|raw| raw.state != STATE_CLOSED)?;
+        let (raw, length) = read(tcp).ok().filter(|(raw, _)| raw.state != STATE_CLOSED)?;
         let timestamps = if raw.options & OPTION_TIMESTAMPS == 0 { 0 } else { TCP_TIMESTAMP_BYTES };
         let segment_bytes = u64::from(raw.snd_mss).max(1);
         let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
+        let unacked_bytes = raw.bytes_sent.saturating_sub(raw.bytes_retrans).saturating_sub(raw.bytes_acked);
+        // beyond the other side's window bytes that were paid for would wait, and leave together a round trip later
+        let window_room_bytes = match raw.snd_wnd {
+            0 if length < OFFSET_OF_SND_WND + 4 => u64::MAX, // a kernel before 5.4
+            // something must wait for the kernel to ask whether a window that was shut is open again
+            window if unacked_bytes == 0 => u64::from(window).max(segment_bytes),
+            window => u64::from(window).saturating_sub(unacked_bytes),
+        };
+        let congestion_room_bytes = u64::from(raw.snd_cwnd.saturating_sub(in_flight)) * segment_bytes;
         Some(TcpInfo {
             sent_bytes: raw.bytes_sent,
             resent_bytes: raw.bytes_retrans,
@@ -71,7 +80,7 @@ impl TcpInfo {
             acked_bytes: raw.bytes_acked,
             received_bytes: raw.bytes_received,
             segment_bytes,
-            room_bytes: u64::from(raw.snd_cwnd.saturating_sub(in_flight)) * segment_bytes,
+            room_bytes: congestion_room_bytes.min(window_room_bytes),
             header_bytes: ETHERNET_HEADER_BYTES + ip + TCP_HEADER_BYTES + timestamps,
         })
     }
@@ -110,12 +119,13 @@ impl TcpInfo {
 }
 
 /// Sets what keeps handed-over bytes from piling up in the kernel and on the link, and what brings a connection back soon
-/// after a stall.
-pub fn prepare(tcp: &TcpStream) {
+/// after a stall. For a socket that is not connected yet: one that began with BBR paces by itself whatever follows it.
+pub fn prepare(tcp: &TcpSocket) {
     let _ = tcp.set_nodelay(true);
-    let _ = set(tcp, libc::TCP_NOTSENT_LOWAT, &UNSENT_BYTES_MAX.to_ne_bytes());
-    let _ = set(tcp, TCP_RTO_MAX_MS, &RESEND_PAUSE_MS_MAX.to_ne_bytes());
-    let _ = CONGESTION_CONTROLS.iter().find(|name| set(tcp, libc::TCP_CONGESTION, name).is_ok());
+    let set = |option, value: &[u8]| set(tcp, libc::IPPROTO_TCP, option, value);
+    let _ = set(libc::TCP_NOTSENT_LOWAT, &UNSENT_BYTES_MAX.to_ne_bytes());
+    let _ = set(TCP_RTO_MAX_MS, &RESEND_PAUSE_MS_MAX.to_ne_bytes());
+    let _ = CONGESTION_CONTROLS.iter().find(|name| set(libc::TCP_CONGESTION, name).is_ok());
 }
 
 /// Bytes of the IP header of each of its packets.
@@ -126,7 +136,8 @@ pub fn ip_header_bytes(tcp: &TcpStream) -> u64 {
     }
 }
 
-/// The start of Linux's `struct tcp_info` (`include/uapi/linux/tcp.h`), as of 4.19; later kernels only append.
+/// The start of Linux's `struct tcp_info` (`include/uapi/linux/tcp.h`), as of 5.4; later kernels only append, and those from
+/// 4.19 on end before `dsack_dups` or after.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct RawTcpInfo {
@@ -180,9 +191,17 @@ struct RawTcpInfo {
     delivered_ce: u32,
     bytes_sent: u64,
     bytes_retrans: u64,
+    dsack_dups: u32,
+    reord_seen: u32,
+    rcv_ooopack: u32,
+    snd_wnd: u32,
 }
 
-fn read(tcp: &TcpStream) -> io::Result<RawTcpInfo> {
+const LENGTH_MIN: usize = std::mem::offset_of!(RawTcpInfo, dsack_dups);
+const OFFSET_OF_SND_WND: usize = std::mem::offset_of!(RawTcpInfo, snd_wnd);
+
+/// What the kernel says, and how many bytes of it.
+fn read(tcp: &TcpStream) -> io::Result<(RawTcpInfo, usize)> {
     let mut info = RawTcpInfo::default();
     let mut length = size_of::<RawTcpInfo>() as libc::socklen_t;
     // SAFETY: the file descriptor is open as long as `tcp` is borrowed; `info` is plain integers, valid for any bytes, and
@@ -192,17 +211,17 @@ fn read(tcp: &TcpStream) -> io::Result<RawTcpInfo> {
         libc::getsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &mut length)
     };
     match done {
-        0 if length as usize == size_of::<RawTcpInfo>() => Ok(info),
+        0 if length as usize >= LENGTH_MIN => Ok((info, length as usize)),
         0 => Err(io::Error::from(io::ErrorKind::Unsupported)), // a kernel before 4.19
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-fn set(tcp: &TcpStream, option: libc::c_int, value: &[u8]) -> io::Result<()> {
+pub(super) fn set(tcp: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: &[u8]) -> io::Result<()> {
     // SAFETY: the file descriptor is open as long as `tcp` is borrowed, and the kernel only reads `value`, by its length.
     let done = unsafe {
         let length = value.len() as libc::socklen_t;
-        libc::setsockopt(tcp.as_raw_fd(), libc::IPPROTO_TCP, option, value.as_ptr().cast(), length)
+        libc::setsockopt(tcp.as_raw_fd(), level, option, value.as_ptr().cast(), length)
     };
     match done {
         0 => Ok(()),

@@ -22,7 +22,7 @@ pub(super) struct Window {
     slices: VecDeque<(Instant, u64)>,
     bytes: u64,
     /// Paid for, and not known to have left.
-    leaving_bytes: u64,
+    pub(super) leaving_bytes: u64,
 }
 
 impl Window {
@@ -67,8 +67,8 @@ impl Window {
     }
 }
 
-/// A slice that was paid for. Whoever has it lets it leave, and drops it when it has left: a machine that is busy may hold
-/// them up in between, and until then the slice is in every second.
+/// A slice that was paid for. Whoever has it lets it leave, and drops it when it has left: a machine that is busy or a kernel
+/// that paces by itself may hold it up in between, and until then the slice is in every second.
 #[must_use = "a slice that is dropped has left"]
 pub struct Paid {
     pub(super) bytes: u64,
@@ -80,13 +80,27 @@ impl Paid {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// All of it has left but so many bytes at most.
+    pub(super) fn all_left_but(&mut self, bytes: u64) {
+        let gone = self.bytes.saturating_sub(bytes);
+        if gone > 0 {
+            self.bytes -= gone;
+            // the moment is taken under the lock, so that what left stays in order
+            let mut window = lock(&self.window);
+            window.left(Instant::now(), gone);
+        }
+    }
+
+    /// Is one with `other`, which leaves behind it.
+    pub(super) fn append(&mut self, mut other: Paid) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
 }
 
 impl Drop for Paid {
     fn drop(&mut self) {
-        // the moment is taken under the lock, so that the slices stay in order
-        let mut window = lock(&self.window);
-        window.left(Instant::now(), self.bytes);
+        self.all_left_but(0);
     }
 }
 

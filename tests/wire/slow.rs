@@ -100,7 +100,12 @@ impl Poured {
             self.waste(),
             self.dropped
         );
-        println!("    highest 1 s {}", percent(self.trace.highest(1), ALLOWANCE));
+        let highest_ends = self.trace.highest_ends(1).unwrap_or(self.began).saturating_duration_since(self.began);
+        println!(
+            "    highest 1 s {}, until {:.1} s after the first byte",
+            percent(self.trace.highest(1), ALLOWANCE),
+            highest_ends.as_secs_f64()
+        );
         let tens: Vec<String> =
             self.tens().iter().map(|rate| format!("{:.0}", rate * 100.0 / ALLOWANCE as f64)).collect();
         println!("    % of the allowance in each 10 s: {}", tens.join(" "));
