@@ -133,8 +133,8 @@ impl PacedConnection {
             let paying = match &mut self.paying {
                 Some(paying) => paying,
                 None => {
-                    let payload_bytes = ready!(self.poll_room(cx, bytes))?;
-                    let due_bytes = self.meter.due_for(payload_bytes);
+                    let (payload_bytes, info) = ready!(self.poll_room(cx, bytes))?;
+                    let due_bytes = self.meter.due_for(payload_bytes, &info);
                     let pacer = self.meter.pacer.clone();
                     let payment = Box::pin(async move { pacer.pay(due_bytes).await });
                     self.paying.insert(Paying { payload_bytes, due_bytes, payment })
@@ -165,8 +165,9 @@ impl PacedConnection {
         }
     }
 
-    /// Waits until the kernel would send something at once; how many bytes of `bytes` to pay for.
-    fn poll_room(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<io::Result<u64>> {
+    /// Waits until the kernel would send something at once; how many bytes of `bytes` to pay for, and what was seen of the
+    /// connection, which is settled.
+    fn poll_room(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<io::Result<(u64, TcpInfo)>> {
         loop {
             if let Some(pause) = &mut self.room {
                 ready!(pause.as_mut().poll(cx));
@@ -176,9 +177,10 @@ impl PacedConnection {
                 self.meter.seen().turn.waits_for_them();
                 return Poll::Pending;
             }
-            let info = self.meter.look();
+            let info = self.meter.settle();
             if info.unsent_bytes < info.segment_bytes && info.room_bytes >= bytes.min(info.segment_bytes) {
-                return Poll::Ready(Ok(self.meter.pacer.slice_of(bytes.min(info.room_bytes), &info)));
+                let payload_bytes = self.meter.pacer.slice_of(bytes.min(info.room_bytes), &info);
+                return Poll::Ready(Ok((payload_bytes, info)));
             }
             self.meter.seen().turn.waits_for_them();
             self.room = Some(Box::pin(sleep(ROOM_PAUSE)));
@@ -193,8 +195,7 @@ impl Meter {
     }
 
     /// What is to be paid before so much payload may leave, less what was paid too much so far.
-    fn due_for(&self, payload_bytes: u64) -> u64 {
-        let info = self.settle();
+    fn due_for(&self, payload_bytes: u64, info: &TcpInfo) -> u64 {
         (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
     }
 

@@ -33,6 +33,8 @@ use crate::units::Rate;
 
 /// How often all connections are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// A slice wakes the process anyway: from so long after a look on, the next is taken with it.
+const LOOK_WITH_SLICE: Duration = Duration::from_millis(15);
 /// The same while nothing is on its way: then only the farewells of connections leave.
 const LOOK_IDLE: Duration = Duration::from_millis(200);
 
@@ -204,13 +206,16 @@ fn lock<T>(mutex: &BlockingMutex<T>) -> MutexGuard<'_, T> {
 
 /// Settles with every connection from time to time, until there is none.
 async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
-    let mut on_its_way = true;
+    let (mut looked, mut on_its_way) = (Instant::now(), true);
     loop {
-        if on_its_way {
-            tokio::time::sleep(LOOK).await;
-        } else {
-            let _ = tokio::time::timeout(LOOK_IDLE, something_leaves.notified()).await;
+        let mut due = looked + if on_its_way { LOOK } else { LOOK_IDLE };
+        while tokio::time::timeout_at(due, something_leaves.notified()).await.is_ok() {
+            if looked.elapsed() >= LOOK_WITH_SLICE {
+                break;
+            }
+            due = looked + LOOK;
         }
+        looked = Instant::now();
         let Some(inner) = inner.upgrade() else { return };
         let pacer = Pacer { inner };
         // a meter may be dropped here, which settles too, so not under the lock
