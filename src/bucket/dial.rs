@@ -23,8 +23,9 @@ use tower_service::Service;
 use super::client::Failure;
 use crate::pacer::{PacedConnection, Pacer};
 
-/// How long an address has before the next is tried beside it (RFC 8305).
-const HEAD_START: Duration = Duration::from_millis(250);
+/// How long an address has before the next is tried beside it. RFC 8305 allows up to two seconds: packets of attempts that are
+/// given up are not paid for, so a long round trip alone must not make two.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// A connection, paced or not.
 pub(super) enum Connection {
@@ -103,7 +104,8 @@ where
     F: Future<Output = io::Result<T>>,
 {
     let mut attempts = FuturesUnordered::new();
-    let mut failure: Failure = "its name has no address".into();
+    // the address that the system prefers says best what is wrong
+    let mut first_failure = None;
     loop {
         if let Some(address) = addresses.pop_front() {
             let attempt = connect(address);
@@ -112,8 +114,8 @@ where
         tokio::select! {
             answer = attempts.next() => match answer {
                 Some(Ok(answer)) => return Ok(answer),
-                Some(Err(error)) => failure = error.into(),
-                None => return Err(failure),
+                Some(Err(error)) => drop(first_failure.get_or_insert(error)),
+                None => return Err(first_failure.unwrap_or_else(|| "its name has no address".to_owned()).into()),
             },
             () = tokio::time::sleep(HEAD_START), if !addresses.is_empty() => {}
         }
@@ -196,9 +198,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_all_refuse_the_last_is_named() {
+    async fn when_all_refuse_the_first_is_named() {
         let answer = first_to_answer(addresses(&["127.0.0.2:1", "127.0.0.1:1"]).into(), port).await;
-        assert_eq!(answer.unwrap_err().to_string(), "127.0.0.1:1: connection refused");
+        assert_eq!(answer.unwrap_err().to_string(), "127.0.0.2:1: connection refused");
         assert!(first_to_answer(VecDeque::new(), port).await.is_err());
     }
 }

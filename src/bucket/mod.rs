@@ -4,7 +4,8 @@
 //! store confirmed those bytes. Never: a retry of its own (the queue owns back-off, and bytes sent again are paid for again),
 //! and never a credential in an error.
 //!
-//! `client.rs` is the HTTP client beneath the SDK, whose connections a pacer may hold to its budget.
+//! `client.rs` is the HTTP client beneath the SDK, whose connections a pacer may hold to its budget;
+//! `dial.rs` opens them.
 
 mod client;
 mod dial;

@@ -65,6 +65,10 @@ struct Rest {
 
 impl Rest {
     fn begin(&mut self, now: Instant) {
+        // what was learnt long ago says little
+        if self.until.is_some_and(|until| now >= until + REST_MAX) {
+            self.next = REST_MIN;
+        }
         self.until = Some(now + self.next);
         self.next = (self.next * 2).min(REST_MAX);
     }
@@ -80,12 +84,12 @@ impl Default for Rest {
     }
 }
 
-/// A width that was widened, how many bytes arrived a second before, and the part of the allowance that was used.
+/// A width that was widened, how many bytes arrived a second before, and by how many the allowance was not filled.
 #[derive(Debug, Clone, Copy)]
 struct Trial {
     from: usize,
     rate: f64,
-    used: f64,
+    gap: f64,
     /// The first period still has uploads in it that were begun before.
     settled: bool,
 }
@@ -155,7 +159,9 @@ impl Width {
             let resent = (seen.resent_bytes - first.resent_bytes) as f64 / seconds;
             let lost = resent / (arrived + resent).max(1.0);
             let before = self.uploads;
-            self.judge(now, paid / seen.allowance.0.max(1) as f64, arrived, lost, seen.enough());
+            let gap = (seen.allowance.0 as f64 - paid).max(0.0);
+            let filled = paid >= FILLED * seen.allowance.0 as f64;
+            self.judge(now, filled, gap, arrived, lost, seen.enough());
             if self.uploads != before {
                 tracing::debug!(uploads = self.uploads, before, paid, arrived, lost, "another width");
             }
@@ -174,17 +180,16 @@ impl Width {
         (self.looks, self.waiting, self.backlog) = (0, 0, true);
     }
 
-    /// This part of the allowance was `used`, so many bytes arrived a second, this part of what left was sent again, and `enough`
-    /// should wait for the pacer.
-    fn judge(&mut self, now: Instant, used: f64, rate: f64, lost: f64, enough: f64) {
-        let filled = used >= FILLED;
+    /// The allowance was `filled` or not, and not by `gap` bytes a second; so many arrived a second, this part of what left was
+    /// sent again, and `enough` should wait for the pacer.
+    fn judge(&mut self, now: Instant, filled: bool, gap: f64, rate: f64, lost: f64, enough: f64) {
         let waiting = self.waiting as f64 / f64::from(self.looks.max(1));
         match &mut self.trial {
             Some(trial) if !trial.settled => trial.settled = true,
             Some(trial) => {
                 let wider_by = self.uploads as f64 / trial.from as f64 - 1.0;
                 let brings = rate >= trial.rate * (1.0 + WORTH * wider_by);
-                let fills = filled || used - trial.used >= WORTH_OF_GAP * (1.0 - trial.used);
+                let fills = filled || rate - trial.rate >= WORTH_OF_GAP * trial.gap;
                 let worth = lost < LOSSY && (brings || fills);
                 if worth {
                     self.widening = Rest::default();
@@ -194,7 +199,7 @@ impl Width {
                 }
                 self.trial = None;
                 if worth && !filled && self.backlog {
-                    self.widen(used, rate);
+                    self.widen(gap, rate);
                 }
             }
             None if lost > VERY_LOSSY => self.uploads = (self.uploads - self.uploads.div_ceil(4)).max(MIN),
@@ -205,18 +210,19 @@ impl Width {
                 self.uploads = (self.uploads + missing).min(MAX);
             }
             None if filled || !self.backlog => {}
+            // by a quarter, as what had been narrowed before it shows late
             None if self.narrowed.take_if(|at| now - *at <= NARROW_SHOWS).is_some() => {
                 self.uploads = (self.uploads + self.uploads.div_ceil(4)).min(MAX);
                 self.narrowing.begin(now);
             }
-            None if self.widening.is_over(now) => self.widen(used, rate),
+            None if self.widening.is_over(now) => self.widen(gap, rate),
             None => {}
         }
     }
 
-    fn widen(&mut self, used: f64, rate: f64) {
+    fn widen(&mut self, gap: f64, rate: f64) {
         if self.uploads < MAX {
-            self.trial = Some(Trial { from: self.uploads, rate, used, settled: false });
+            self.trial = Some(Trial { from: self.uploads, rate, gap, settled: false });
             self.uploads = (self.uploads + self.uploads.div_ceil(2)).min(MAX);
         }
     }
@@ -307,7 +313,7 @@ mod tests {
     fn a_link_that_loses_what_it_cannot_carry_is_given_less() {
         let mut width = Width::default();
         let now = Instant::now();
-        (0..10).for_each(|_| width.judge(now, 0.2, 1_000_000.0, 0.4, 4.0));
+        (0..10).for_each(|_| width.judge(now, false, 4e6, 1_000_000.0, 0.4, 4.0));
         assert_eq!(width.uploads(), MIN);
     }
 
@@ -318,8 +324,8 @@ mod tests {
         let narrowest = (1..400).map(|second| {
             width.waiting = if width.uploads >= needed { 6 } else { 0 };
             width.looks = 1;
-            let used = width.uploads.min(needed) as f64 / needed as f64;
-            width.judge(start + Duration::from_secs(second), used, used * 5e6, 0.0, 4.0);
+            let rate = 5e6 * width.uploads.min(needed) as f64 / needed as f64;
+            width.judge(start + Duration::from_secs(second), rate == 5e6, 5e6 - rate, rate, 0.0, 4.0);
             width.uploads
         });
         let too_narrow = narrowest.collect::<Vec<_>>().iter().filter(|uploads| **uploads < needed).count();
@@ -330,10 +336,20 @@ mod tests {
     #[test]
     fn a_trial_that_closes_half_of_the_gap_is_worth_it() {
         let (mut width, now) = (Width::default(), Instant::now());
-        for used in [0.93, 0.95, 0.966] {
-            width.judge(now, used, used * 5e6, 0.0, 4.0);
+        for rate in [4.65e6, 4.75e6, 4.83e6] {
+            width.judge(now, false, 5e6 - rate, rate, 0.0, 4.0);
         }
         assert!(width.uploads() > FIRST, "twelve have brought what eight could not");
+    }
+
+    #[test]
+    fn a_trial_that_only_sends_more_again_is_not_worth_it() {
+        let (mut width, now) = (Width::default(), Instant::now());
+        // what is paid for closes half of the gap, and none of it arrives
+        for (gap, lost) in [(0.4e6, 0.0), (0.3e6, 0.02), (0.19e6, 0.045)] {
+            width.judge(now, false, gap, 4.6e6, lost, 4.0);
+        }
+        assert_eq!(width.uploads(), FIRST);
     }
 
     #[test]

@@ -145,19 +145,17 @@ impl PacedConnection {
                 return Poll::Pending;
             };
             // after a fall of the rate less is paid for than was asked; headers are as many as for all of it at most
-            let paid_bytes = paid.bytes();
-            let unpaid_bytes = paying.due_bytes - paid_bytes;
-            let payload_bytes = paying.payload_bytes.min(bytes).saturating_sub(unpaid_bytes);
+            let unpaid_bytes = paying.due_bytes - paid.bytes();
+            let paid_payload_bytes = paying.payload_bytes.min(bytes).saturating_sub(unpaid_bytes);
             self.paying = None;
+            // there may be less room by now; what would only wait in the kernel would be missing to everyone else
+            let payload_bytes = self.meter.settle().room_for(paid_payload_bytes);
             if payload_bytes == 0 {
                 // not even the headers; what was paid is forfeit
                 continue;
             }
-            match self.meter.tcp.try_write_vectored(&first_of(buffers, payload_bytes)) {
-                Ok(written) => {
-                    self.meter.wrote(written as u64, paid, written as u64 == payload_bytes);
-                    return Poll::Ready(Ok(written));
-                }
+            match self.meter.write(&first_of(buffers, payload_bytes), paid_payload_bytes, paid) {
+                Ok(written) => return Poll::Ready(Ok(written)),
                 // what was paid for could not leave; it is paid for again when it can, so that no burst can be saved up
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
@@ -178,8 +176,9 @@ impl PacedConnection {
                 return Poll::Pending;
             }
             let info = self.meter.settle();
-            if info.unsent_bytes < info.segment_bytes && info.room_bytes >= bytes.min(info.segment_bytes) {
-                let payload_bytes = self.meter.pacer.slice_of(bytes.min(info.room_bytes), &info);
+            let room_bytes = info.room_for(bytes);
+            if room_bytes > 0 {
+                let payload_bytes = self.meter.pacer.slice_of(bytes.min(room_bytes), &info);
                 return Poll::Ready(Ok((payload_bytes, info)));
             }
             self.meter.seen().turn.waits_for_them();
@@ -199,28 +198,30 @@ impl Meter {
         (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
     }
 
-    fn wrote(&self, payload_bytes: u64, paid: Paid, all_of_it: bool) {
-        let paid_bytes = paid.bytes();
+    /// Hands over payload, of no more than the bytes that were paid for; how many were taken.
+    fn write(&self, payload: &[IoSlice<'_>], paid_payload_bytes: u64, paid: Paid) -> io::Result<usize> {
+        // nobody may look between the write and the booking: the slice would be charged once more
         let mut seen = self.seen();
-        seen.written_bytes += payload_bytes;
+        let written = self.tcp.try_write_vectored(payload)?;
+        let paid_bytes = paid.bytes();
+        seen.written_bytes += written as u64;
         match &mut seen.leaving {
             Some(leaving) => leaving.append(paid),
             None => seen.leaving = Some(paid),
         }
-        drop(seen);
-        let info = self.look();
-        let owed_bytes = if all_of_it { u64::MAX } else { info.owed_bytes() };
-        let mut seen = self.seen();
-        // what was paid for and was not taken is forfeit
+        let info = self.look(&mut seen);
+        // what was paid for and was not taken is forfeit; headers that were not needed are not
+        let owed_bytes = if written as u64 == paid_payload_bytes { u64::MAX } else { info.owed_bytes() };
         seen.paid_bytes = (seen.paid_bytes + paid_bytes).min(owed_bytes.max(seen.paid_bytes));
         seen.turn.is_theirs();
         self.pacer.inner.something_leaves.notify_one();
+        Ok(written)
     }
 
     /// Has the pacer charge what left without having been paid for, and sees whether anything moved.
     pub(super) fn settle(&self) -> TcpInfo {
-        let info = self.look();
         let mut seen = self.seen();
+        let info = self.look(&mut seen);
         let moved_bytes = info.acked_bytes + info.received_bytes;
         if moved_bytes != seen.moved_bytes {
             seen.moved_bytes = moved_bytes;
@@ -232,8 +233,7 @@ impl Meter {
         info
     }
 
-    fn look(&self) -> TcpInfo {
-        let mut seen = self.seen();
+    fn look(&self, seen: &mut Seen) -> TcpInfo {
         // a connection that was reset says nothing any more, and has sent what it had sent
         let info = TcpInfo::of(&self.tcp, self.ip_header_bytes).unwrap_or_else(|| match seen.counted.segments {
             0 => TcpInfo::estimated(seen.written_bytes),
@@ -406,11 +406,11 @@ mod tests {
         let pacer = Pacer::new(Rate(100_000_000));
         let (mut near, mut far) = connected(&pacer).await;
         // it paces by itself, as it does beneath BBR or the fq queue, from the eleventh packet on
-        tcp::set(&near.meter.tcp, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &4_000_000_u32.to_ne_bytes()).unwrap();
+        tcp::set(&near.meter.tcp, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &1_000_000_u32.to_ne_bytes()).unwrap();
         let leaving_bytes = || lock(&pacer.inner.window).leaving_bytes;
-        let reading = tokio::spawn(async move { far.read_exact(&mut vec![0; 1_000_000]).await });
-        near.write_all(&vec![7; 1_000_000]).await.unwrap();
-        assert!(leaving_bytes() > 0, "a packet of loopback takes 16 ms at 4 MB/s");
+        let reading = tokio::spawn(async move { far.read_exact(&mut vec![0; 800_000]).await });
+        near.write_all(&vec![7; 800_000]).await.unwrap();
+        assert!(leaving_bytes() > 0, "a packet of loopback takes 65 ms at 1 MB/s");
         reading.await.unwrap().unwrap();
         near.meter.settle();
         assert_eq!(leaving_bytes(), 0);

@@ -62,25 +62,15 @@ impl TcpInfo {
         let (raw, length) = read(tcp).ok().filter(|(raw, _)| raw.state != STATE_CLOSED)?;
         let timestamps = if raw.options & OPTION_TIMESTAMPS == 0 { 0 } else { TCP_TIMESTAMP_BYTES };
         let segment_bytes = u64::from(raw.snd_mss).max(1);
-        let in_flight = (raw.unacked + raw.retrans).saturating_sub(raw.sacked + raw.lost);
-        let unacked_bytes = raw.bytes_sent.saturating_sub(raw.bytes_retrans).saturating_sub(raw.bytes_acked);
-        // beyond the other side's window bytes that were paid for would wait, and leave together a round trip later
-        let window_room_bytes = match raw.snd_wnd {
-            0 if length < OFFSET_OF_SND_WND + 4 => u64::MAX, // a kernel before 5.4
-            // something must wait for the kernel to ask whether a window that was shut is open again
-            window if unacked_bytes == 0 => u64::from(window).max(segment_bytes),
-            window => u64::from(window).saturating_sub(unacked_bytes),
-        };
-        let congestion_room_bytes = u64::from(raw.snd_cwnd.saturating_sub(in_flight)) * segment_bytes;
         Some(TcpInfo {
             sent_bytes: raw.bytes_sent,
             resent_bytes: raw.bytes_retrans,
             unsent_bytes: raw.notsent_bytes.into(),
             segments: raw.segs_out.into(),
-            acked_bytes: raw.bytes_acked,
+            acked_bytes: raw.acked_payload_bytes(),
             received_bytes: raw.bytes_received,
             segment_bytes,
-            room_bytes: congestion_room_bytes.min(window_room_bytes),
+            room_bytes: raw.room_bytes(length),
             header_bytes: ETHERNET_HEADER_BYTES + ip + TCP_HEADER_BYTES + timestamps,
         })
     }
@@ -95,6 +85,13 @@ impl TcpInfo {
             header_bytes: ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES + TCP_TIMESTAMP_BYTES,
             ..TcpInfo::default()
         }
+    }
+
+    /// How much of `bytes` of payload would leave at once: nothing while something waits in the kernel, or if it were less than
+    /// a packet.
+    pub fn room_for(&self, bytes: u64) -> u64 {
+        let waits = self.unsent_bytes >= self.segment_bytes;
+        if waits || self.room_bytes < bytes.min(self.segment_bytes) { 0 } else { self.room_bytes.min(bytes) }
     }
 
     /// Something was handed over that the other side has not acknowledged yet.
@@ -197,6 +194,30 @@ struct RawTcpInfo {
     snd_wnd: u32,
 }
 
+impl RawTcpInfo {
+    /// `bytes_acked` counts the SYN of whoever opened the connection.
+    fn acked_payload_bytes(&self) -> u64 {
+        self.bytes_acked.saturating_sub(1)
+    }
+
+    /// What the congestion window and the other side's window have room for, where the kernel has said so many bytes of this.
+    fn room_bytes(&self, length: usize) -> u64 {
+        let segment_bytes = u64::from(self.snd_mss).max(1);
+        let in_flight = (self.unacked + self.retrans).saturating_sub(self.sacked + self.lost);
+        let congestion_bytes = u64::from(self.snd_cwnd.saturating_sub(in_flight)) * segment_bytes;
+        let once_sent_bytes = self.bytes_sent.saturating_sub(self.bytes_retrans);
+        let unacked_bytes = once_sent_bytes.saturating_sub(self.acked_payload_bytes());
+        // beyond the other side's window bytes that were paid for would wait, and leave together a round trip later
+        let window_bytes = match u64::from(self.snd_wnd) {
+            _ if length < OFFSET_OF_SND_WND + size_of::<u32>() => u64::MAX, // a kernel before 5.4
+            // something must wait for the kernel to ask whether a window that was shut is open again
+            window if unacked_bytes == 0 => window.max(segment_bytes),
+            window => window.saturating_sub(unacked_bytes),
+        };
+        congestion_bytes.min(window_bytes)
+    }
+}
+
 const LENGTH_MIN: usize = std::mem::offset_of!(RawTcpInfo, dsack_dups);
 const OFFSET_OF_SND_WND: usize = std::mem::offset_of!(RawTcpInfo, snd_wnd);
 
@@ -248,6 +269,26 @@ mod tests {
         let after = TcpInfo::of(&near, ip_header_bytes(&near)).unwrap();
         assert_eq!((after.sent_bytes, after.unsent_bytes, after.header_bytes), (10_000, 0, 14 + 20 + 32));
         assert!(after.wire_bytes() >= before.wire_bytes() + 10_000 + after.header_bytes);
+    }
+
+    #[test]
+    fn there_is_room_for_what_both_windows_let_leave() {
+        let whole = size_of::<RawTcpInfo>();
+        let raw = RawTcpInfo { snd_mss: 1000, snd_cwnd: 20, snd_wnd: 50_000, bytes_acked: 1, ..RawTcpInfo::default() };
+        assert_eq!(raw.room_bytes(whole), 20_000, "by the congestion window");
+        let raw = RawTcpInfo { unacked: 5, bytes_sent: 5_000, snd_wnd: 8_000, ..raw };
+        assert_eq!(raw.room_bytes(whole), 3_000, "by the other side's window, less what is on its way");
+        assert_eq!(raw.room_bytes(LENGTH_MIN), 15_000, "a kernel that does not say");
+        let shut = RawTcpInfo { unacked: 0, bytes_acked: 5_001, snd_wnd: 0, ..raw };
+        assert_eq!(shut.room_bytes(whole), 1_000, "for what asks whether it is open again");
+    }
+
+    #[test]
+    fn less_than_a_packet_waits_unless_it_is_all() {
+        let info = TcpInfo { segment_bytes: 1000, room_bytes: 700, ..TcpInfo::default() };
+        assert_eq!((info.room_for(5_000), info.room_for(700), info.room_for(300)), (0, 700, 300));
+        let waits = TcpInfo { unsent_bytes: 1000, room_bytes: 9_000, ..info };
+        assert_eq!(waits.room_for(300), 0);
     }
 
     #[test]

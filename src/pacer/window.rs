@@ -13,8 +13,8 @@ use super::lock;
 
 /// The time over which the allowance holds.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
-/// How often to look whether the slices that are in the way have left.
-const LEAVING_LOOK: Duration = Duration::from_millis(1);
+/// How often to look whether the slices that are in the way have left: they are seen to as often as connections are looked at.
+const LEAVING_LOOK: Duration = Duration::from_millis(5);
 
 /// What left in the last second, slice by slice.
 #[derive(Default)]
@@ -45,7 +45,7 @@ impl Window {
                 return Some(*at + WINDOW);
             }
         }
-        // what is in the way is just about to leave
+        // what is in the way is about to leave
         (excess > 0).then_some(now + LEAVING_LOOK)
     }
 
