@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
 
 /// How long the first waits for others.
-const COMPANY: Duration = Duration::from_millis(250);
+const COMPANY: Duration = Duration::from_millis(100);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
 /// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.

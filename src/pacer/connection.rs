@@ -405,7 +405,7 @@ mod tests {
     async fn what_the_kernel_holds_up_counts_until_it_has_left() {
         let pacer = Pacer::new(Rate(100_000_000));
         let (mut near, mut far) = connected(&pacer).await;
-        // it paces by itself, as it does beneath BBR or the fq queue, from the eleventh packet on
+        // TCP paces by itself from the eleventh packet on, as it does with BBR
         tcp::set(&near.meter.tcp, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &1_000_000_u32.to_ne_bytes()).unwrap();
         let leaving_bytes = || lock(&pacer.inner.window).leaving_bytes;
         let reading = tokio::spawn(async move { far.read_exact(&mut vec![0; 800_000]).await });
@@ -414,6 +414,30 @@ mod tests {
         reading.await.unwrap().unwrap();
         near.meter.settle();
         assert_eq!(leaving_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_lost_its_room_while_it_waited_for_the_pacer_is_not_handed_over() {
+        let pacer = Pacer::new(Rate(1_000_000_000));
+        let (mut near, _far) = connected(&pacer).await;
+        let meter = near.meter();
+        pacer.pour_until(Instant::now());
+        let writing = tokio::spawn(async move { near.write_all(&[7; 10_000]).await });
+        while pacer.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        // nobody reads, so this fills the other side's window
+        while meter.settle().room_for(10_000) > 0 {
+            let _ = meter.tcp.try_write(&[7; 10_000]);
+            tokio::task::yield_now().await;
+        }
+        pacer.pour_until(Instant::now() + Duration::from_secs(3600));
+        while pacer.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(pacer.paid_bytes() > 10_000, "its slice was paid for");
+        assert_eq!(meter.seen().written_bytes, 0);
+        writing.abort();
     }
 
     #[tokio::test]
