@@ -25,7 +25,7 @@ torture: parts ## kill, starve and mislead the whole appliance FOR=10m, then cou
 wire-test: parts ## measure what leaves, frame by frame (needs root); WHAT=all|rates|takeover|slow|talkative FOR=40s RATES=1,5,25
 	WHAT="$${WHAT:-all}" cargo test --locked --release --test wire
 
-planted-bugs: parts ## plant ten bugs, one at a time, and print which test catches each (needs root)
+planted-bugs: parts ## plant eleven bugs, one at a time, and print which test catches each (needs root)
 	tests/planted-bugs/run
 
 load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): the stack, or a single serve

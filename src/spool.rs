@@ -249,7 +249,7 @@ impl Spool {
 
     fn sync_folder(&self, upload: &Upload) -> Result<()> {
         crash_points::pass_blocking(Point::SpoolSyncFolder).map_err(|e| self.sync_error(upload, e))?;
-        self.inner.folders[shard(upload.id)].sync_all().map_err(|e| self.sync_error(upload, e))
+        sync_names(&self.inner.folders[shard(upload.id)]).map_err(|e| self.sync_error(upload, e))
     }
 
     fn write_error(&self, doing: &str, upload: &Upload, error: io::Error) -> Error {
@@ -458,7 +458,7 @@ impl Spool {
             crash_points::pass_blocking(Point::JournalMark).map_err(|e| spool.write_error("journal", &upload, e))?;
             File::create(mark).map_err(|e| spool.write_error("journal", &upload, e))?;
             crash_points::pass_blocking(Point::JournalSync).map_err(|e| spool.sync_error(&upload, e))?;
-            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| spool.sync_error(&upload, e))?;
+            File::open(folder).and_then(|f| sync_names(&f)).map_err(|e| spool.sync_error(&upload, e))?;
             crash_points::pass_blocking(Point::JournalMarked).map_err(|e| spool.write_error("journal", &upload, e))
         })
         .await
@@ -565,6 +565,14 @@ fn not_opened(upload: &Upload, error: io::Error) -> Error {
 /// The last byte is random in both kinds of id.
 fn shard(id: UploadId) -> usize {
     usize::from(id.0.as_bytes()[15])
+}
+
+/// Makes the names in `folder` durable.
+fn sync_names(folder: &File) -> io::Result<()> {
+    folder.sync_all()?;
+    // a sync that is under way when XFS shuts down, as it does when its log cannot be written, may say that all is well; what is
+    // asked after that fails
+    folder.metadata().map(drop)
 }
 
 /// True when the file at `path` begins with the photo of so many bytes that was just written.

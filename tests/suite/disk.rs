@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use forebay::error::Error;
 use forebay::spool::{Spool, Stored, Unfinished};
@@ -103,6 +104,51 @@ async fn a_file_system_that_takes_nothing_past_the_page_cache_holds_photos_all_t
         is_there(&spool, number).await;
     }
     assert_eq!(spool.incoming_count().unwrap(), 0);
+}
+
+/// Stores one photo after another, until one is refused; what was kept.
+async fn store_until_refused(spool: Spool, numbers: Arc<AtomicUsize>) -> Vec<Arc<Upload>> {
+    let mut kept = Vec::new();
+    loop {
+        let number = numbers.fetch_add(1, Ordering::Relaxed);
+        let photo = number.to_le_bytes().repeat(100);
+        let upload = upload_of(&photo, &number.to_string());
+        match spool.store(upload.clone(), photo).await {
+            Ok(_) => kept.push(upload),
+            Err(_) => return kept,
+        }
+    }
+}
+
+/// The power goes again and again while photos are stored, many at once: some are just being synced.
+async fn what_is_stored_while_the_power_goes_is_kept_or_refused(disk: Disk) {
+    let (mut spool, numbers) = (open(disk.folder()), Arc::new(AtomicUsize::new(0)));
+    for cut in 0..40 {
+        let before = numbers.load(Ordering::Relaxed);
+        let store = |_| tokio::spawn(store_until_refused(spool.clone(), numbers.clone()));
+        let storing: Vec<_> = (0..8).map(store).collect();
+        let a_few = || numbers.load(Ordering::Relaxed) > before + 30;
+        eventually("a few photos", async || a_few().then_some(())).await;
+        disk.shut_down();
+        let kept = futures_util::future::join_all(storing).await;
+        drop(spool);
+        disk.remount();
+        spool = open(disk.folder());
+        for upload in kept.into_iter().flat_map(Result::unwrap) {
+            assert!(spool.read(upload.clone()).await.is_ok(), "cut {cut}: upload {} was lost", upload.id);
+            spool.remove(upload).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_on_ext4_while_the_power_goes_is_kept_or_refused() {
+    what_is_stored_while_the_power_goes_is_kept_or_refused(Disk::ext4(EXT4_BYTES)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_on_xfs_while_the_power_goes_is_kept_or_refused() {
+    what_is_stored_while_the_power_goes_is_kept_or_refused(Disk::xfs(XFS_BYTES)).await;
 }
 
 async fn what_was_journaled_survives_a_power_cut(disk: Disk) {

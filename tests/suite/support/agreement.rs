@@ -1,12 +1,13 @@
 //! Whether everything agrees after the appliance was treated roughly: spool, queue, bucket, and the devices' own ledger.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::eventually;
 use super::program::{Program, run};
 use super::site::Answer;
+use super::{PATIENCE, eventually};
 
 /// What `/status` of a running program says.
 pub async fn status(program: &Program) -> Value {
@@ -23,14 +24,18 @@ pub async fn rebuild(settings: &[(String, String)], data: &Path) -> String {
 
 /// Waits until all that was accepted is in the queue, and all that is in the queue is uploaded.
 pub async fn backlog_gone(program: &Program, data: &Path) {
-    eventually("the backlog to be gone", async || {
+    let began = Instant::now();
+    loop {
         // first the journal: what is taken in after a look at it would be missed in the books
         let journaled = std::fs::read_dir(data.join("spool/journal")).unwrap().count();
         let status = status(program).await;
         let uploaded = status["books"]["uploaded"]["uploads"].as_u64();
-        (journaled == 0 && status["backlog"]["uploads"] == 0 && uploaded > Some(0)).then_some(())
-    })
-    .await;
+        if journaled == 0 && status["backlog"]["uploads"] == 0 && uploaded > Some(0) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "the backlog is not gone: {journaled} in the journal, {status}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Waits until the disk holds no photo any more, as it should when all are uploaded and none is retained.
