@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::eager::Eager;
 use super::gathering::Gathering;
 
 /// Connections at once on one listener. Each costs some 25 kB while idle.
@@ -76,7 +77,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(READ_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
+        let connection = Eager::new(connections.watch(connection));
         tokio::spawn(async move {
             // a peer that hangs up is its own affair; whatever concerns an upload was logged where it was handled
             let _ = connection.await;

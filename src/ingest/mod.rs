@@ -23,7 +23,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use self::admission::Admission;
 use self::body::{Incoming, Photo};
@@ -160,7 +160,7 @@ async fn upload(State(ingest): State<Ingest>, request: Request) -> Response {
     if let Some(parent) = request.headers().get("traceparent").and_then(|value| value.to_str().ok()) {
         telemetry::continue_trace(&span, parent);
     }
-    let response = match receive(&ingest, request).instrument(span.clone()).await {
+    let response = match receive(&ingest, request, &span).await {
         Ok(response) => {
             ingest.refusals.taken();
             response
@@ -175,7 +175,8 @@ async fn upload(State(ingest): State<Ingest>, request: Request) -> Response {
     response
 }
 
-async fn receive(ingest: &Ingest, request: Request) -> Result<Response, Problem> {
+/// Nothing is logged before the photo is all there, so only then `span` is entered, and not anew for each piece.
+async fn receive(ingest: &Ingest, request: Request, span: &Span) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let mut incoming = Incoming::new(body, ingest.body_timeout);
     let read = async {
@@ -197,12 +198,13 @@ async fn receive(ingest: &Ingest, request: Request) -> Result<Response, Problem>
             return Err(problem);
         }
     };
-    let accepted = accept::accept(ingest, fields, photo).await?;
+    let accepted = accept::accept(ingest, fields, photo).instrument(span.clone()).await?;
     let upload = &accepted.record.upload;
     let status = if accepted.new { StatusCode::CREATED } else { StatusCode::OK };
     if accepted.new {
         telemetry::metrics().acknowledged(upload.size_bytes);
     }
+    let _in_span = span.enter();
     tracing::debug!(status = status.as_u16(), size_bytes = upload.size_bytes, "acknowledged");
     let mut response = (status, axum::Json(UploadAnswer::from(&accepted.record))).into_response();
     if let Ok(location) = HeaderValue::try_from(format!("/v1/uploads/{}", upload.id)) {

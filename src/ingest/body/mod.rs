@@ -10,14 +10,18 @@ mod multipart;
 mod raw;
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::time::Instant;
+use hyper::body::Frame;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::admission::Room;
 use crate::http::problem::{Kind, Problem};
@@ -148,26 +152,31 @@ fn too_large(bytes_max: usize) -> Problem {
     Problem::new(Kind::TooLarge, format!("a photo may have at most {bytes_max} bytes"))
 }
 
+/// What a body says next; nothing at its end.
+type NextFrame = Option<Result<Frame<Bytes>, axum::Error>>;
+
 /// A body that must come in time.
 pub struct Incoming {
     body: Body,
     deadline: Instant,
+    /// When the next piece was begun to be waited for.
+    waits_since: Instant,
+    /// Rings when patience may be over. It is set anew when it rings, not for each piece: that would cost more than many a piece.
+    alarm: Pin<Box<Sleep>>,
 }
 
 impl Incoming {
     /// All of it must be there within `timeout`.
     pub fn new(body: Body, timeout: Duration) -> Self {
-        Incoming { body, deadline: Instant::now() + timeout }
+        let now = Instant::now();
+        Incoming { body, deadline: now + timeout, waits_since: now, alarm: Box::pin(sleep(timeout.min(SILENCE_MAX))) }
     }
 
     /// The next piece; none at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        self.waits_since = Instant::now();
         loop {
-            let patience = self.deadline.min(Instant::now() + SILENCE_MAX);
-            let frame = tokio::time::timeout_at(patience, self.body.frame())
-                .await
-                .map_err(|_| Problem::new(Kind::BodyTooSlow, "the body did not come in time; send it again"))?;
-            match frame {
+            match poll_fn(|cx| self.poll_frame(cx)).await? {
                 None => return Ok(None),
                 Some(Err(_)) => return Err(Problem::new(Kind::MalformedBody, "the body broke off")),
                 // trailers say nothing here
@@ -177,6 +186,23 @@ impl Incoming {
                 },
             }
         }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<NextFrame, Problem>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(Ok(frame));
+        }
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            let patience = self.deadline.min(self.waits_since + SILENCE_MAX);
+            if Instant::now() >= patience {
+                return Poll::Ready(Err(Problem::new(
+                    Kind::BodyTooSlow,
+                    "the body did not come in time; send it again",
+                )));
+            }
+            self.alarm.as_mut().reset(patience);
+        }
+        Poll::Pending
     }
 
     /// Reads on and throws away, within limits, after a refusal: a device that is still sending would otherwise get a
