@@ -431,6 +431,7 @@ mod tests {
             let _ = meter.tcp.try_write(&[7; 10_000]);
             tokio::task::yield_now().await;
         }
+        assert_eq!(pacer.paid_bytes(), 0);
         pacer.pour_until(Instant::now() + Duration::from_secs(3600));
         while pacer.waiting() > 0 {
             tokio::task::yield_now().await;

@@ -309,3 +309,56 @@ fn metadata(text: &str) -> Result<BTreeMap<String, String>, Problem> {
     serde_json::from_str(text)
         .map_err(|_| Problem::new(Kind::InvalidField, "metadata must be a flat JSON object of strings"))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A body whose next piece comes after each of these.
+    fn pieces_after(pauses: impl IntoIterator<Item = Duration>, timeout: Duration) -> Incoming {
+        let pauses: Vec<Duration> = pauses.into_iter().collect();
+        let pieces = stream::unfold(pauses.into_iter(), async |mut pauses| {
+            sleep(pauses.next()?).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"piece")), pauses))
+        });
+        Incoming::new(Body::from_stream(pieces), timeout)
+    }
+
+    /// Reads all of it; how many pieces came, how long it took, and why it ended if not by its end.
+    async fn read_all(mut body: Incoming) -> (usize, Duration, Option<Kind>) {
+        let (began, mut pieces) = (Instant::now(), 0);
+        loop {
+            match body.next().await {
+                Ok(Some(_)) => pieces += 1,
+                Ok(None) => return (pieces, began.elapsed(), None),
+                Err(problem) => return (pieces, began.elapsed(), Some(problem.kind)),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_longer_than_a_silence_as_long_as_it_comes() {
+        let body = pieces_after([20 * SECOND; 5], 120 * SECOND);
+        assert_eq!(read_all(body).await, (5, 100 * SECOND, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silence_is_counted_from_the_last_piece() {
+        let body = pieces_after([SECOND, 25 * SECOND, 300 * SECOND], 120 * SECOND);
+        let (pieces, took, why) = read_all(body).await;
+        assert_eq!((pieces, why), (2, Some(Kind::BodyTooSlow)));
+        assert_eq!(took.as_secs(), 26 + 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_of_a_body_must_be_there_in_time_however_steadily_it_comes() {
+        let body = pieces_after([SECOND; 100], 45 * SECOND + SECOND / 2);
+        let (pieces, took, why) = read_all(body).await;
+        assert_eq!((pieces, why), (45, Some(Kind::BodyTooSlow)));
+        assert_eq!(took.as_secs(), 45);
+    }
+}
