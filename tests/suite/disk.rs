@@ -106,22 +106,26 @@ async fn a_file_system_that_takes_nothing_past_the_page_cache_holds_photos_all_t
     assert_eq!(spool.incoming_count().unwrap(), 0);
 }
 
-/// Stores one photo after another, until one is refused; what was kept.
-async fn store_until_refused(spool: Spool, numbers: Arc<AtomicUsize>) -> Vec<Arc<Upload>> {
-    let mut kept = Vec::new();
+/// Stores and journals one photo after another until one is refused; what was stored, and what of it was journaled.
+async fn store_until_refused(spool: Spool, numbers: Arc<AtomicUsize>) -> (Vec<Arc<Upload>>, Vec<Arc<Upload>>) {
+    let (mut stored, mut journaled) = (Vec::new(), Vec::new());
     loop {
         let number = numbers.fetch_add(1, Ordering::Relaxed);
         let photo = number.to_le_bytes().repeat(100);
         let upload = upload_of(&photo, &number.to_string());
-        match spool.store(upload.clone(), photo).await {
-            Ok(_) => kept.push(upload),
-            Err(_) => return kept,
+        if spool.store(upload.clone(), photo).await.is_err() {
+            return (stored, journaled);
         }
+        stored.push(upload.clone());
+        if spool.journal(upload.clone()).await.is_err() {
+            return (stored, journaled);
+        }
+        journaled.push(upload);
     }
 }
 
-/// The power goes `cuts` times while photos are stored, many at once: some are just being synced. One cut in ten is at a moment
-/// when XFS lets a sync succeed that should fail, so a hundred are enough to see what comes of it.
+/// The power goes `cuts` times while photos are stored and journaled, many at once: some are just being synced. One cut in ten
+/// is at a moment when XFS lets a sync succeed that should fail, so a hundred are enough to see what comes of it.
 async fn what_is_stored_while_the_power_goes_is_kept_or_refused(disk: Disk, cuts: usize) {
     let (mut spool, numbers) = (open(disk.folder()), Arc::new(AtomicUsize::new(0)));
     for cut in 0..cuts {
@@ -135,10 +139,17 @@ async fn what_is_stored_while_the_power_goes_is_kept_or_refused(disk: Disk, cuts
         drop(spool);
         disk.remount();
         spool = open(disk.folder());
-        for upload in kept.into_iter().flat_map(Result::unwrap) {
-            let read = spool.read(upload.clone()).await;
-            assert!(read.is_ok(), "cut {cut}: upload {}: {read:?}", upload.id);
-            spool.remove(upload).await.unwrap();
+        let marks = spool.journaled(usize::MAX).await.unwrap();
+        for (stored, journaled) in kept.into_iter().map(Result::unwrap) {
+            for upload in journaled {
+                assert!(marks.contains(&upload), "cut {cut}: the mark of upload {}", upload.id);
+                spool.unjournal(&upload).await.unwrap();
+            }
+            for upload in stored {
+                let read = spool.read(upload.clone()).await;
+                assert!(read.is_ok(), "cut {cut}: upload {}: {read:?}", upload.id);
+                spool.remove(upload).await.unwrap();
+            }
         }
     }
 }
