@@ -31,6 +31,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rustix::fs::StatVfs;
 use tokio::sync::Semaphore;
 
 use crate::config::SpoolLimits;
@@ -327,13 +328,11 @@ impl Spool {
 
     /// The room on the disk now.
     pub fn space(&self) -> Result<Space> {
-        let stat = rustix::fs::statvfs(&self.inner.root).map_err(|e| {
-            Error::unavailable(format_args!("cannot ask for the room on {}", self.inner.root.display()), e)
-        })?;
-        let total_bytes = stat.f_blocks * stat.f_frsize;
+        let stat = self.stat()?;
+        let (total_bytes, free_bytes) = room(&stat);
         Ok(Space {
             total_bytes,
-            free_bytes: stat.f_bavail * stat.f_frsize,
+            free_bytes,
             reserve_bytes: self.inner.limits.reserve.of(total_bytes) + self.inner.ballast.missing_bytes(total_bytes),
             total_inodes: stat.f_files,
             free_inodes: stat.f_favail,
@@ -341,6 +340,12 @@ impl Spool {
                 share @ crate::units::Reserve::Share(_) => share.of(stat.f_files),
                 crate::units::Reserve::Bytes(_) => 0,
             },
+        })
+    }
+
+    fn stat(&self) -> Result<StatVfs> {
+        rustix::fs::fstatvfs(&self.inner.folders[0]).map_err(|e| {
+            Error::unavailable(format_args!("cannot ask for the room on {}", self.inner.root.display()), e)
         })
     }
 
@@ -363,12 +368,11 @@ impl Spool {
 
     /// What was admitted a moment ago may find that the ballast was given up since, and that is not its room.
     fn check_ballast(&self, photo_bytes: usize) -> Result<()> {
-        let space = self.space()?;
-        let missing = self.inner.ballast.missing_bytes(space.total_bytes);
-        if missing > 0 && space.free_bytes < missing + photo_bytes as u64 {
-            return Err(Error::Full("the disk is full".to_owned()));
+        let (total_bytes, free_bytes) = room(&self.stat()?);
+        match self.inner.ballast.leaves_room(total_bytes, free_bytes, photo_bytes as u64) {
+            true => Ok(()),
+            false => Err(Error::Full("the disk is full".to_owned())),
         }
-        Ok(())
     }
 
     /// Bytes that may still be accepted, by the disk's room and the spool's own limit.
@@ -433,19 +437,21 @@ impl Spool {
     /// another may have been acknowledged under its id while the queue was away, and that one stays.
     pub async fn remove(&self, upload: Arc<Upload>) -> Result<()> {
         let spool = self.clone();
-        blocking(move || {
-            let path = spool.path(upload.id);
-            if read_record(&path).is_ok_and(|found| found.sha256 != upload.sha256) {
-                return Ok(());
+        blocking(move || spool.remove_now(&upload)).await
+    }
+
+    /// The same. Blocks.
+    pub fn remove_now(&self, upload: &Upload) -> Result<()> {
+        let path = self.path(upload.id);
+        if read_record(&path).is_ok_and(|found| found.sha256 != upload.sha256) {
+            return Ok(());
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
             }
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::unavailable(format_args!("cannot remove the photo of upload {}", upload.id), error))
-                }
-                _ => Ok(()),
-            }
-        })
-        .await
+            _ => Ok(()),
+        }
     }
 
     /// Marks a photo that is on disk as not yet in the queue, durably.
@@ -579,6 +585,11 @@ fn sync_names(folder: &File) -> io::Result<()> {
 fn holds_photo_of(path: &Path, part: &Part, size_bytes: u64) -> io::Result<bool> {
     let photo = part.read_back(size_bytes)?;
     Ok(fs::read(path).is_ok_and(|found| found.starts_with(&photo)))
+}
+
+/// Bytes of a file system in all, and those that an unprivileged process may still write.
+fn room(stat: &StatVfs) -> (u64, u64) {
+    (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -94,7 +94,7 @@ fn dangerous_things_have_one_home() {
         ("aws_config", &["bucket/"]),
         ("aws_smithy", &["bucket/"]),
         ("governor::", &["pacer/"]),
-        ("unsafe {", &["pacer/tcp.rs", "http/gathering.rs"]),
+        ("unsafe {", &["pacer/tcp.rs", "http/gathering.rs", "spool/buffer.rs"]),
         ("sync_all", &["spool.rs"]),
         ("sync_data", &["spool.rs"]),
         ("join(\"spool\")", &["spool.rs"]),

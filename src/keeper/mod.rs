@@ -126,18 +126,25 @@ impl Keeper {
 
     /// Takes photos off the disk, and says so in their records.
     async fn remove(&self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
         let cut_short = |e| Error::unavailable("cannot remove a photo", e);
-        for record in records {
-            crash_points::pass(Point::KeeperRemove).await.map_err(cut_short)?;
-            self.spool.remove(record.upload.clone()).await?;
-            crash_points::pass(Point::KeeperRemoved).await.map_err(cut_short)?;
-        }
-        let ids: Vec<UploadId> = records.iter().map(|record| record.upload.id).collect();
-        if !ids.is_empty() {
-            self.queue.removed(&ids).await?;
-            crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
-        }
-        Ok(())
+        let uploads: Vec<Arc<Upload>> = records.iter().map(|record| record.upload.clone()).collect();
+        let ids: Vec<UploadId> = uploads.iter().map(|upload| upload.id).collect();
+        let spool = self.spool.clone();
+        // all in one step: a thread that is called for each would cost more than the removal
+        let removal = tokio::task::spawn_blocking(move || {
+            for upload in uploads {
+                crash_points::pass_blocking(Point::KeeperRemove).map_err(cut_short)?;
+                spool.remove_now(&upload)?;
+                crash_points::pass_blocking(Point::KeeperRemoved).map_err(cut_short)?;
+            }
+            Ok(())
+        });
+        removal.await.unwrap_or_else(|e| Err(Error::unavailable("the removal of photos ended early", e)))?;
+        self.queue.removed(&ids).await?;
+        crash_points::pass(Point::KeeperTold).await.map_err(cut_short)
     }
 
     /// Sheds queued uploads when the room for new ones falls below the low mark, until it will reach the high one.

@@ -17,7 +17,7 @@ use super::window::{Paid, Window};
 use crate::units::Rate;
 
 /// A slice is what the allowance brings in this time…
-const SLICE_TIME: Duration = Duration::from_millis(8);
+const SLICE_TIME: Duration = Duration::from_millis(12);
 /// …within these limits: below, headers would outweigh what they carry; above, steps would be coarse.
 pub(super) const SLICE_BYTES_MIN: u64 = 1514;
 const SLICE_BYTES_MAX: u64 = 64 * 1024;

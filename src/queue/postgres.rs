@@ -32,10 +32,10 @@ pub(super) struct Postgres {
     write: PgPool,
     /// Given back to the pool after each commit, it would be asked each time whether it is still there, which is a round trip
     /// more.
-    inserting: Arc<Mutex<Option<Kept>>>,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
 
-/// The connection that inserted last.
+/// The connection that committed last.
 struct Kept {
     connection: PoolConnection<sqlx::Postgres>,
     /// When that was.
@@ -67,7 +67,7 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options);
-        Ok(Postgres { read: pool.clone(), write: pool, inserting: Arc::default() })
+        Ok(Postgres { read: pool.clone(), write: pool, kept: Arc::default() })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
@@ -84,7 +84,7 @@ impl Postgres {
             };
         }
         crash_points::pass(Point::QueueCommit).await?;
-        let mut connection = self.to_insert().await?;
+        let mut connection = self.to_write().await?;
         let ids: Vec<(Uuid,)> = sqlx::query_as(
             "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                  captured_at_ms, priority, metadata, traceparent, received_at_ms)
@@ -107,14 +107,14 @@ impl Postgres {
         .bind(column!(|u| u.received_at.0))
         .fetch_all(&mut *connection)
         .await?;
-        self.keep_to_insert(connection);
+        self.keep(connection);
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 
-    /// The connection that inserted last, if it is still there; a statement that fails or is cut short leaves it to the pool.
-    async fn to_insert(&self) -> sqlx::Result<PoolConnection<sqlx::Postgres>> {
-        let last = self.inserting().take();
+    /// The connection that committed last, if it is still there; a statement that fails or is cut short leaves it to the pool.
+    async fn to_write(&self) -> sqlx::Result<PoolConnection<sqlx::Postgres>> {
+        let last = self.kept().take();
         if let Some(Kept { mut connection, at }) = last
             && (at.elapsed() <= TRUSTED_FOR || connection.ping().await.is_ok())
         {
@@ -123,30 +123,31 @@ impl Postgres {
         self.write.acquire().await
     }
 
-    /// Keeps the connection for the next that inserts, unless the pool waits for it in order to close.
-    fn keep_to_insert(&self, connection: PoolConnection<sqlx::Postgres>) {
-        let mut inserting = self.inserting();
+    /// Keeps the connection for the next that commits, unless the pool waits for it in order to close.
+    fn keep(&self, connection: PoolConnection<sqlx::Postgres>) {
+        let mut kept = self.kept();
         if !self.write.is_closed() {
-            *inserting = Some(Kept { connection, at: Instant::now() });
+            *kept = Some(Kept { connection, at: Instant::now() });
         }
     }
 
-    fn inserting(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.inserting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Closes its connections in order.
     pub(super) async fn close(&self) {
         // from here on none is kept any more
         let closed = self.write.close();
-        drop(self.inserting().take());
+        drop(self.kept().take());
         closed.await;
     }
 
     /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and
     /// attempts. One that was reaped but not claimed again is finished all the same: no other attempt has begun.
     pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
-        sqlx::query_as(
+        let mut connection = self.to_write().await?;
+        let finished = sqlx::query_as(
             "UPDATE uploads AS u SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
                  uploaded_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
              FROM unnest($1::uuid[], $2::int[]) AS held (id, attempt)
@@ -155,8 +156,10 @@ impl Postgres {
         )
         .bind(held.iter().map(|lease| lease.upload.id.0).collect::<Vec<_>>())
         .bind(held.iter().map(|lease| lease.attempt).collect::<Vec<_>>())
-        .fetch_all(&self.write)
-        .await
+        .fetch_all(&mut *connection)
+        .await?;
+        self.keep(connection);
+        Ok(finished)
     }
 
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {

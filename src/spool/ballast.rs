@@ -31,6 +31,12 @@ impl Ballast {
         if self.is_held(total_bytes) { 0 } else { bytes(total_bytes) }
     }
 
+    /// Whether `more` bytes find room that is not the ballast's. Where there is plenty, nobody asks whether it is held.
+    pub(super) fn leaves_room(&self, total_bytes: u64, free_bytes: u64, more: u64) -> bool {
+        let bytes = bytes(total_bytes);
+        bytes == 0 || free_bytes >= bytes + more || self.is_held(total_bytes)
+    }
+
     /// A name without the room behind it, which a crash may have left, is not it.
     fn is_held(&self, total_bytes: u64) -> bool {
         use std::os::unix::fs::MetadataExt;
@@ -80,6 +86,7 @@ mod tests {
         assert_eq!(ballast.tend(total, plenty).unwrap(), Tended::HeldAgain);
         assert_eq!(fs::metadata(&ballast.path).unwrap().len(), BYTES_MAX);
         assert_eq!((ballast.missing_bytes(total), ballast.tend(total, BYTES_MAX).unwrap()), (0, Tended::Left));
+        assert!(ballast.leaves_room(total, 2000, 1000), "it is held beside that");
         assert_eq!(ballast.tend(total, 4096).unwrap(), Tended::GivenUp);
         assert_eq!(
             ballast.tend(total, BYTES_MAX).unwrap(),
@@ -87,5 +94,7 @@ mod tests {
             "what was given up is not taken back at once"
         );
         assert!(!ballast.path.exists());
+        assert!(ballast.leaves_room(total, BYTES_MAX + 1000, 1000));
+        assert!(!ballast.leaves_room(total, BYTES_MAX + 999, 1000), "what is left is the ballast's");
     }
 }

@@ -4,6 +4,9 @@
 //! in a backlog a photo is read hours later, and pages that it would fill are taken from everything else. Always: the bytes
 //! begin at a block's border, but for memory that had to grow, which is brought back by a copy before it is written.
 
+use std::fs::File;
+use std::io;
+
 /// Whole numbers of this are what every disk in use takes; most take less.
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// What stands behind a photo in its file: a record of usual size, filled up to whole blocks.
@@ -26,13 +29,6 @@ impl Buffer {
         Buffer { bytes, start }
     }
 
-    /// Zeros, to be read into.
-    pub(super) fn zeros(len: usize) -> Buffer {
-        let mut buffer = Buffer::with_capacity(len);
-        buffer.bytes.resize(buffer.start + len, 0);
-        buffer
-    }
-
     /// Makes place for a photo of about `len` bytes, if nothing has come yet.
     pub fn reserve(&mut self, len: usize) {
         if self.bytes.capacity() == 0 {
@@ -46,6 +42,17 @@ impl Buffer {
         &mut self.bytes
     }
 
+    /// Reads up to `len` bytes of a file from a place on behind those that are there, into memory that nobody has to zero
+    /// before; how many.
+    pub(super) fn read_at(&mut self, file: &File, len: usize, at: u64) -> io::Result<usize> {
+        self.reserve(len);
+        self.bytes.reserve(len);
+        let read = rustix::io::pread(file, &mut self.bytes.spare_capacity_mut()[..len], at)?.0.len();
+        // SAFETY: so many bytes behind those that were there have just been read.
+        unsafe { self.bytes.set_len(self.bytes.len() + read) };
+        Ok(read)
+    }
+
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start
     }
@@ -56,10 +63,6 @@ impl Buffer {
 
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..]
-    }
-
-    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..]
     }
 
     pub(super) fn truncate(&mut self, len: usize) {
@@ -120,9 +123,8 @@ mod tests {
 
     #[test]
     fn its_first_bytes_are_given_away_without_what_stands_behind_them() {
-        let mut buffer = Buffer::zeros(8192);
-        buffer.as_mut_slice()[..5].copy_from_slice(b"photo");
-        buffer.truncate(100);
+        let mut buffer = Buffer::from(b"photo and what stands behind it".as_slice());
+        buffer.truncate(20);
         assert!(is_aligned(&buffer));
         assert_eq!(buffer.into_bytes(5), "photo");
     }

@@ -8,7 +8,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -65,13 +64,13 @@ pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Erro
 fn read_whole(file: &File, mut direct: bool, size: u64, path: &Path) -> Result<Buffer> {
     let size = usize::try_from(size).map_err(|_| damaged(path, "its size is beyond memory"))?;
     // whole blocks are asked for; there may be less
-    let mut whole = Buffer::zeros(size.next_multiple_of(BLOCK_BYTES));
-    let mut read = 0;
-    while read < size {
-        let rest = &mut whole.as_mut_slice()[read..];
-        match direct::or_cached(file, &mut direct, || file.read_at(rest, read as u64)) {
+    let blocks = size.next_multiple_of(BLOCK_BYTES);
+    let mut whole = Buffer::with_capacity(blocks);
+    while whole.len() < size {
+        let (read, rest) = (whole.len(), blocks - whole.len());
+        match direct::or_cached(file, &mut direct, || whole.read_at(file, rest, read as u64)) {
             Ok(0) => return Err(damaged(path, "it became shorter while it was read")),
-            Ok(more) => read += more,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(failed(path, error)),
         }
