@@ -25,6 +25,9 @@ use crate::telemetry::metrics;
 use crate::units::{Rate, UnixMs};
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// A forecast looks sixty days ahead, which is most of what a snapshot takes: it is made anew after so long, or when something
+/// else may leave.
+const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
 /// Flows are means over this many periods.
 const WINDOW: usize = 10;
 /// Devices shown of those that lost most to shedding.
@@ -54,6 +57,7 @@ pub async fn start(parts: Parts, stop: CancellationToken) -> watch::Receiver<Arc
         samples,
         arrivals: Arrivals::default(),
         sent: None,
+        forecasted: None,
         outlook: Watch::default(),
         sheds: (0, Vec::new()),
     };
@@ -80,9 +84,18 @@ struct Sampler {
     arrivals: Arrivals,
     /// What this process had paid, and what had been uploaded, when it began.
     sent: Option<(u64, i64)>,
+    forecasted: Option<Forecasted>,
     outlook: Watch,
     /// Devices that lost photos to shedding, and those that lost most, as last heard.
     sheds: (i64, Vec<Shed>),
+}
+
+/// The last forecast, and what it went by.
+struct Forecasted {
+    at: Instant,
+    standing: Standing,
+    condition: Condition,
+    forecast: Forecast,
 }
 
 impl Sampler {
@@ -159,6 +172,20 @@ impl Sampler {
     }
 
     fn forecast(&mut self, latest: &Books, usable_bytes: u64, condition: &Condition, draining: Flow) -> Forecast {
+        let standing = self.parts.standing.borrow().clone();
+        if let Some(last) = &self.forecasted
+            && last.at.elapsed() < FORECAST_AGE_MAX
+            && (&last.standing, &last.condition) == (&standing, condition)
+        {
+            return last.forecast.clone();
+        }
+        let forecast = self.look_ahead(latest, usable_bytes, condition, draining);
+        let condition = condition.clone();
+        self.forecasted = Some(Forecasted { at: Instant::now(), standing, condition, forecast: forecast.clone() });
+        forecast
+    }
+
+    fn look_ahead(&mut self, latest: &Books, usable_bytes: u64, condition: &Condition, draining: Flow) -> Forecast {
         let wire_factor = self.wire_factor(latest.uploaded.bytes);
         let Parts { uplink, standing, retain, .. } = &self.parts;
         let Standing { in_force, control } = &*standing.borrow();

@@ -9,6 +9,7 @@
 //! given up; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
 
 mod claims;
+mod connections;
 mod group_commit;
 mod migrations;
 mod postgres;
@@ -418,9 +419,9 @@ impl Queue {
 
     /// How many uploads stand where, at one moment.
     pub async fn books(&self) -> Result<Books> {
-        let (rows, oldest) = on_backend!(self, queue => queue.books())?;
-        let mut books = Books { oldest_queued: oldest.map(UnixMs), ..Books::default() };
-        for (state, on_disk, uploads, bytes) in rows {
+        let mut books = Books::default();
+        for (state, on_disk, uploads, bytes, oldest) in on_backend!(self, queue => queue.books())? {
+            books.oldest_queued = oldest.map(UnixMs);
             books.add(state.parse().map_err(Error::Damaged)?, on_disk, Tally { uploads, bytes });
         }
         Ok(books)

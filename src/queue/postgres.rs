@@ -1,14 +1,14 @@
 //! The queue in Postgres: for ingest replicas and drains in processes or machines of their own.
 
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Connection as _;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next, newest_of_class};
+use super::connections::{Connections, TRUSTED_FOR};
 use super::migrations;
 use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
@@ -20,26 +20,15 @@ use crate::upload::{State, Upload, UploadId};
 
 /// Connections of one process. Group commit keeps ingest to one or two at a time.
 const CONNECTIONS_MAX: u32 = 8;
+/// Those that statements may have at once: a migration finds one all the same.
+const LENT_MAX: u32 = CONNECTIONS_MAX - 1;
 /// A queue that is away must be noticed while the device still waits for its answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that was idle for no longer is used without asking whether it is still there.
-const TRUSTED_FOR: Duration = Duration::from_secs(1);
-
 #[derive(Clone)]
 pub(super) struct Postgres {
-    read: PgPool,
-    write: PgPool,
-    /// Given back to the pool after each commit, it would be asked each time whether it is still there, which is a round trip
-    /// more.
-    kept: Arc<Mutex<Option<Kept>>>,
-}
-
-/// The connection that committed last.
-struct Kept {
-    connection: PoolConnection<sqlx::Postgres>,
-    /// When that was.
-    at: Instant,
+    read: Connections<sqlx::Postgres>,
+    write: Connections<sqlx::Postgres>,
 }
 
 impl Postgres {
@@ -67,12 +56,13 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options);
-        Ok(Postgres { read: pool.clone(), write: pool, kept: Arc::default() })
+        let connections = Connections::new(pool, LENT_MAX);
+        Ok(Postgres { read: connections.clone(), write: connections })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
         let migrator = migrations::postgres();
-        migrator.run(&self.write).await?;
+        migrator.run(self.write.pool()).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
 
@@ -84,7 +74,6 @@ impl Postgres {
             };
         }
         crash_points::pass(Point::QueueCommit).await?;
-        let mut connection = self.to_write().await?;
         let ids: Vec<(Uuid,)> = sqlx::query_as(
             "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                  captured_at_ms, priority, metadata, traceparent, received_at_ms)
@@ -105,49 +94,21 @@ impl Postgres {
         .bind(column!(|u| metadata_json(u)))
         .bind(column!(|u| u.traceparent.as_deref()))
         .bind(column!(|u| u.received_at.0))
-        .fetch_all(&mut *connection)
+        .fetch_all(&self.write)
         .await?;
-        self.keep(connection);
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(ids.into_iter().map(|(id,)| UploadId(id)).collect())
     }
 
-    /// The connection that committed last, if it is still there; a statement that fails or is cut short leaves it to the pool.
-    async fn to_write(&self) -> sqlx::Result<PoolConnection<sqlx::Postgres>> {
-        let last = self.kept().take();
-        if let Some(Kept { mut connection, at }) = last
-            && (at.elapsed() <= TRUSTED_FOR || connection.ping().await.is_ok())
-        {
-            return Ok(connection);
-        }
-        self.write.acquire().await
-    }
-
-    /// Keeps the connection for the next that commits, unless the pool waits for it in order to close.
-    fn keep(&self, connection: PoolConnection<sqlx::Postgres>) {
-        let mut kept = self.kept();
-        if !self.write.is_closed() {
-            *kept = Some(Kept { connection, at: Instant::now() });
-        }
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Closes its connections in order.
     pub(super) async fn close(&self) {
-        // from here on none is kept any more
-        let closed = self.write.close();
-        drop(self.kept().take());
-        closed.await;
+        self.write.close().await;
     }
 
     /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and
     /// attempts. One that was reaped but not claimed again is finished all the same: no other attempt has begun.
     pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
-        let mut connection = self.to_write().await?;
-        let finished = sqlx::query_as(
+        sqlx::query_as(
             "UPDATE uploads AS u SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
                  uploaded_at_ms = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)
              FROM unnest($1::uuid[], $2::int[]) AS held (id, attempt)
@@ -156,10 +117,8 @@ impl Postgres {
         )
         .bind(held.iter().map(|lease| lease.upload.id.0).collect::<Vec<_>>())
         .bind(held.iter().map(|lease| lease.attempt).collect::<Vec<_>>())
-        .fetch_all(&mut *connection)
-        .await?;
-        self.keep(connection);
-        Ok(finished)
+        .fetch_all(&self.write)
+        .await
     }
 
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {

@@ -12,6 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next, newest_of_class};
+use super::connections::Connections;
 use super::migrations;
 use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
@@ -21,9 +22,12 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::upload::{State, Upload, UploadId};
 
+/// Connections that read at once: SQLite's readers wait for nobody.
+const READERS_MAX: u32 = 4;
+
 #[derive(Clone)]
 pub(super) struct Sqlite {
-    read: SqlitePool,
+    read: Connections<sqlx::Sqlite>,
     write: SqlitePool,
 }
 
@@ -54,7 +58,8 @@ impl Sqlite {
                 // no other one on this connection
                 .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
-        Ok(Sqlite { read: pool(4).connect_lazy_with(options.clone()), write: pool(1).connect_lazy_with(options) })
+        let read = pool(READERS_MAX).connect_lazy_with(options.clone());
+        Ok(Sqlite { read: Connections::new(read, READERS_MAX), write: pool(1).connect_lazy_with(options) })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {

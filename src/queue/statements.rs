@@ -348,17 +348,14 @@ macro_rules! shared_statements {
                 sqlx::query("DELETE FROM control WHERE kind = $1").bind(kind).execute(&self.write).await.map(drop)
             }
 
-            pub(super) async fn books(&self) -> sqlx::Result<(Vec<(String, bool, i64, i64)>, Option<i64>)> {
-                let rows = sqlx::query_as(
-                    "SELECT state, on_disk, CAST(sum(uploads) AS bigint), CAST(sum(bytes) AS bigint)
+            pub(super) async fn books(&self) -> sqlx::Result<Vec<(String, bool, i64, i64, Option<i64>)>> {
+                sqlx::query_as(
+                    "SELECT state, on_disk, CAST(sum(uploads) AS bigint), CAST(sum(bytes) AS bigint),
+                         (SELECT min(received_at_ms) FROM uploads WHERE state = 'queued')
                      FROM books GROUP BY state, on_disk",
                 )
                 .fetch_all(&self.read)
-                .await?;
-                let (oldest,) = sqlx::query_as("SELECT min(received_at_ms) FROM uploads WHERE state = 'queued'")
-                    .fetch_one(&self.read)
-                    .await?;
-                Ok((rows, oldest))
+                .await
             }
 
             pub(super) async fn count(&self) -> sqlx::Result<Vec<(String, bool, i64, i64)>> {
