@@ -25,8 +25,8 @@ use crate::telemetry::metrics;
 use crate::units::{Rate, UnixMs};
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// A forecast looks sixty days ahead, which is most of what a snapshot takes: it is made anew after so long, or when something
-/// else may leave.
+/// A forecast looks sixty days ahead, which is most of what a snapshot takes: it is made anew after so long, or when what may
+/// leave has changed.
 const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
 /// Flows are means over this many periods.
 const WINDOW: usize = 10;
@@ -94,7 +94,7 @@ struct Sampler {
 struct Forecasted {
     at: Instant,
     standing: Standing,
-    condition: Condition,
+    outage: bool,
     forecast: Forecast,
 }
 
@@ -173,32 +173,40 @@ impl Sampler {
 
     fn forecast(&mut self, latest: &Books, usable_bytes: u64, condition: &Condition, draining: Flow) -> Forecast {
         let standing = self.parts.standing.borrow().clone();
-        if let Some(last) = &self.forecasted
-            && last.at.elapsed() < FORECAST_AGE_MAX
-            && (&last.standing, &last.condition) == (&standing, condition)
-        {
-            return last.forecast.clone();
-        }
-        let forecast = self.look_ahead(latest, usable_bytes, condition, draining);
-        let condition = condition.clone();
-        self.forecasted = Some(Forecasted { at: Instant::now(), standing, condition, forecast: forecast.clone() });
-        forecast
-    }
-
-    fn look_ahead(&mut self, latest: &Books, usable_bytes: u64, condition: &Condition, draining: Flow) -> Forecast {
-        let wire_factor = self.wire_factor(latest.uploaded.bytes);
-        let Parts { uplink, standing, retain, .. } = &self.parts;
-        let Standing { in_force, control } = &*standing.borrow();
-        let (now, backlog) = (UnixMs::now(), latest.backlog());
-        let end = UnixMs(now.0 + forecast::HORIZON.as_millis() as i64);
-        let may_leave = in_force.allowance.is_some();
         let outage = match condition {
             // an operator's pause may have an end that is known; this has none
             Condition::Paused { .. } => true,
             // the drain's own process knows what it may do; others see what it does
-            Condition::Elsewhere => may_leave && backlog.uploads > 8 && draining.uploads_per_second == 0.0,
+            Condition::Elsewhere => {
+                let may_leave = standing.in_force.allowance.is_some();
+                may_leave && latest.backlog().uploads > 8 && draining.uploads_per_second == 0.0
+            }
             _ => false,
         };
+        if let Some(last) = &self.forecasted
+            && last.at.elapsed() < FORECAST_AGE_MAX
+            && (&last.standing, last.outage) == (&standing, outage)
+        {
+            return last.forecast.clone();
+        }
+        let forecast = self.look_ahead(latest, usable_bytes, &standing, outage);
+        // of one look at the books nothing is known that is worth to be kept
+        self.forecasted = (self.samples.len() > 2).then(|| Forecasted {
+            at: Instant::now(),
+            standing,
+            outage,
+            forecast: forecast.clone(),
+        });
+        forecast
+    }
+
+    fn look_ahead(&mut self, latest: &Books, usable_bytes: u64, standing: &Standing, outage: bool) -> Forecast {
+        let wire_factor = self.wire_factor(latest.uploaded.bytes);
+        let Parts { uplink, retain, .. } = &self.parts;
+        let Standing { in_force, control } = standing;
+        let (now, backlog) = (UnixMs::now(), latest.backlog());
+        let end = UnixMs(now.0 + forecast::HORIZON.as_millis() as i64);
+        let may_leave = in_force.allowance.is_some();
         let allowed = match outage {
             true => vec![(now, end, None)],
             false => uplink.segments(now, end, control),

@@ -21,6 +21,8 @@ const SLICE_TIME: Duration = Duration::from_millis(12);
 /// …within these limits: below, headers would outweigh what they carry; above, steps would be coarse.
 pub(super) const SLICE_BYTES_MIN: u64 = 1514;
 const SLICE_BYTES_MAX: u64 = 64 * 1024;
+/// Whole slices leave some of the window over. This part of one is worth to leave by itself, once a second.
+const PART_WORTH: u64 = 4;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// The part of the allowance of one [`super::window::WINDOW`] that is used: what the kernel sends by itself is found up to [`super::LOOK`] later, and
@@ -96,7 +98,7 @@ impl Limiter {
         }
     }
 
-    /// Pays for one slice of up to `bytes`, which leaves now.
+    /// Pays for one slice of up to `bytes`, which leaves now; for less where the window has room for no more.
     pub(super) async fn pay_slice(&mut self, bytes: u64) -> Paid {
         let mut slice = self.stream(bytes).await;
         loop {
@@ -106,18 +108,21 @@ impl Limiter {
                 slice = self.stream(bytes).await;
                 continue;
             }
-            let now = Instant::now();
-            let earliest = {
+            let worth = SLICE_BYTES_MIN.max(slice / PART_WORTH);
+            let room = {
                 let mut window = lock(&self.window);
-                let earliest = window.earliest(now, slice, self.plan.window_bytes);
-                if earliest.is_none() {
-                    window.leaves(slice);
+                let room = window.room_now(Instant::now(), slice, worth, self.plan.window_bytes);
+                if let Ok(room) = room {
+                    window.leaves(room);
                 }
-                earliest
+                room
             };
-            match earliest {
-                Some(at) => self.unless_changed(tokio::time::sleep_until(at)).await,
-                None => return Paid { bytes: slice, window: self.window.clone() },
+            match room {
+                Ok(room) => {
+                    self.credit_bytes += slice - room;
+                    return Paid { bytes: room, window: self.window.clone() };
+                }
+                Err(at) => self.unless_changed(tokio::time::sleep_until(at)).await,
             }
         }
     }

@@ -49,6 +49,16 @@ impl Window {
         (excess > 0).then_some(now + LEAVING_LOOK)
     }
 
+    /// How many of `bytes` may go out now: all of them, or as many as there is room for, if those are `worth` it. Otherwise when
+    /// all of them may, at the earliest.
+    pub(super) fn room_now(&mut self, now: Instant, bytes: u64, worth: u64, window_bytes: u64) -> Result<u64, Instant> {
+        let Some(at) = self.earliest(now, bytes, window_bytes) else { return Ok(bytes) };
+        match window_bytes.saturating_sub(self.bytes + self.leaving_bytes) {
+            room if room >= worth => Ok(room),
+            _ => Err(at),
+        }
+    }
+
     /// Paid for, and about to leave.
     pub(super) fn leaves(&mut self, bytes: u64) {
         self.leaving_bytes += bytes;
@@ -115,6 +125,7 @@ mod tests {
         fn no_second_holds_more_than_the_allowance(
             allowance in 1_000u64..1_000_000,
             steps in proptest::collection::vec((0u64..300, 1u64..1_000, 0u64..200), 1..200),
+            worth in 1u64..1_500,
         ) {
             let (mut window, mut now) = (Window::default(), Instant::now());
             let (mut leaving, mut gone) = (Vec::new(), Vec::new());
@@ -129,11 +140,17 @@ mod tests {
             for (pause_ms, bytes, late_ms) in steps {
                 now += Duration::from_millis(pause_ms);
                 until(now, &mut window, &mut leaving, &mut gone);
-                while let Some(at) = window.earliest(now, bytes, allowance) {
-                    prop_assert!(at > now, "it always moves on");
-                    now = at;
-                    until(now, &mut window, &mut leaving, &mut gone);
-                }
+                let bytes = loop {
+                    match window.room_now(now, bytes, worth, allowance) {
+                        Ok(room) => break room,
+                        Err(at) => {
+                            prop_assert!(at > now, "it always moves on");
+                            now = at;
+                            until(now, &mut window, &mut leaving, &mut gone);
+                        }
+                    }
+                };
+                prop_assert!(bytes > 0);
                 window.leaves(bytes);
                 leaving.push((now + Duration::from_millis(late_ms), bytes));
             }
@@ -143,6 +160,15 @@ mod tests {
                 prop_assert!(second.map(|(_, bytes)| bytes).sum::<u64>() <= allowance);
             }
         }
+    }
+
+    #[test]
+    fn the_room_that_whole_slices_leave_is_used_if_it_is_worth_a_slice_of_its_own() {
+        let (now, mut window) = (Instant::now(), Window::default());
+        (0..9).for_each(|_| window.record(now, 100));
+        assert_eq!(window.room_now(now, 100, 30, 950), Ok(50));
+        assert_eq!(window.room_now(now, 100, 51, 950), Err(now + WINDOW));
+        assert_eq!(window.room_now(now, 100, 51, 1000), Ok(100), "all of it");
     }
 
     #[test]

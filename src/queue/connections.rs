@@ -2,8 +2,9 @@
 //!
 //! sqlx's pool asks a connection that is given back to it whether it is still there: a round trip more for each statement,
 //! to Postgres or to SQLite's thread. Always: a connection that has just answered is lent again as it is, and one that was
-//! idle for longer is asked first. Never: kept after a statement that failed or was cut short; that one the pool asks, or
-//! closes. No transactions: those take a connection of the pool's.
+//! idle for longer is asked first, with others behind it when it does not answer. Never: kept after a statement that failed
+//! or was cut short, or waited for longer than the pool itself would be. No transactions: those take a connection of the
+//! pool's.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,12 +14,15 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, Database, Either, Execute, Executor, Pool, SqlStr};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use sqlx::{Connection, Database, Either, Error, Execute, Executor, Pool, Result, SqlStr};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// A connection that was idle for no longer is used without asking whether it is still there.
-pub(super) const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// How long one that was idle may take to say that it is still there.
+const ASKED_FOR: Duration = Duration::from_secs(1);
+/// What was not used for so long the pool has back, as it has one that was used for ten times that: it ends what is idle or old.
+const UNUSED_MAX: Duration = Duration::from_secs(60);
+const USED_MAX: Duration = Duration::from_secs(600);
 
 /// The connections of one pool. Cheap to clone.
 pub(super) struct Connections<DB: Database> {
@@ -27,23 +31,40 @@ pub(super) struct Connections<DB: Database> {
 
 struct Inner<DB: Database> {
     pool: Pool<DB>,
-    /// One for each that may be lent: whoever waits for the pool would not hear of one that was kept.
-    lendable: Semaphore,
+    /// One that was idle for no longer is used without asking whether it is still there.
+    trusted_for: Duration,
+    /// A place for each that may be lent: whoever waited for the pool would not hear of one that was kept.
+    places: Arc<Semaphore>,
     /// The one used last is at the end.
     kept: Mutex<Vec<Kept<DB>>>,
 }
 
 struct Kept<DB: Database> {
     connection: PoolConnection<DB>,
-    /// When it answered last.
+    /// When it came from the pool, and when it answered last.
+    since: Instant,
     at: Instant,
 }
 
+/// A connection in use. Dropped before it has answered, it is closed: what it is in the midst of may never end.
+struct Lent<DB: Database> {
+    connection: Option<PoolConnection<DB>>,
+    since: Instant,
+}
+
+impl<DB: Database> Drop for Lent<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+}
+
 impl<DB: Database> Connections<DB> {
-    /// Up to `lent_max` of the pool's at once; transactions need what the pool has beyond that.
-    pub(super) fn new(pool: Pool<DB>, lent_max: u32) -> Connections<DB> {
-        let (lendable, kept) = (Semaphore::new(lent_max as usize), Mutex::default());
-        Connections { inner: Arc::new(Inner { pool, lendable, kept }) }
+    /// Up to `lent_max` of the pool's at once; transactions, and others who share the pool, need what it has beyond that.
+    pub(super) fn new(pool: Pool<DB>, lent_max: u32, trusted_for: Duration) -> Connections<DB> {
+        let (places, kept) = (Arc::new(Semaphore::new(lent_max as usize)), Mutex::default());
+        Connections { inner: Arc::new(Inner { pool, trusted_for, places, kept }) }
     }
 
     pub(super) fn pool(&self) -> &Pool<DB> {
@@ -59,32 +80,68 @@ impl<DB: Database> Connections<DB> {
         closed.await;
     }
 
-    async fn lend(&self) -> sqlx::Result<(PoolConnection<DB>, SemaphorePermit<'_>)> {
+    /// Does `work` with a connection, and keeps it if it answered.
+    async fn with<T>(&self, work: impl AsyncFnOnce(&mut DB::Connection) -> Result<T>) -> Result<T> {
         let longest = self.inner.pool.options().get_acquire_timeout();
-        let lent = timeout(longest, self.inner.lendable.acquire()).await.map_err(|_| sqlx::Error::PoolTimedOut)?;
-        let lent = lent.map_err(|_| sqlx::Error::PoolClosed)?;
-        loop {
-            // the lock is not held while it is asked
-            let last = self.kept().pop();
-            let Some(Kept { mut connection, at }) = last else { return Ok((self.inner.pool.acquire().await?, lent)) };
-            if at.elapsed() <= TRUSTED_FOR || connection.ping().await.is_ok() {
-                return Ok((connection, lent));
-            }
+        let (mut lent, place) = timeout(longest, self.lend()).await.map_err(|_| Error::PoolTimedOut)??;
+        let Some(connection) = &mut lent.connection else { return Err(Error::PoolClosed) };
+        let answer = work(connection).await;
+        match &answer {
+            Ok(_) => self.keep(&mut lent),
+            // it is sound, and the pool sees to what it was in the midst of
+            Err(Error::Database(_)) => drop(lent.connection.take()),
+            // the others may have ended with it
+            Err(_) => self.forget_kept(),
         }
+        drop(place);
+        answer
+    }
+
+    async fn lend(&self) -> Result<(Lent<DB>, OwnedSemaphorePermit)> {
+        let place = self.inner.places.clone().acquire_owned().await.map_err(|_| Error::PoolClosed)?;
+        let last = self.kept().pop();
+        if let Some(Kept { connection, since, at }) = last {
+            let mut lent = Lent { connection: Some(connection), since };
+            if at.elapsed() <= self.inner.trusted_for || lent.is_there().await {
+                return Ok((lent, place));
+            }
+            // the others are idle for longer
+            self.forget_kept();
+        }
+        let connection = Some(self.inner.pool.acquire().await?);
+        Ok((Lent { connection, since: Instant::now() }, place))
     }
 
     /// Keeps one that has just answered, unless the pool waits for it in order to close.
-    fn keep(&self, connection: PoolConnection<DB>, lent: SemaphorePermit<'_>) {
+    fn keep(&self, lent: &mut Lent<DB>) {
+        let (now, since) = (Instant::now(), lent.since);
+        let Some(connection) = lent.connection.take() else { return };
         let mut kept = self.kept();
-        if !self.inner.pool.is_closed() {
-            kept.push(Kept { connection, at: Instant::now() });
+        if self.inner.pool.is_closed() || now - since > USED_MAX {
+            return;
         }
-        drop(kept);
-        drop(lent);
+        kept.retain(|kept| now - kept.at <= UNUSED_MAX);
+        kept.push(Kept { connection, since, at: now });
+    }
+
+    fn forget_kept(&self) {
+        let kept = std::mem::take(&mut *self.kept());
+        for mut kept in kept {
+            kept.connection.close_on_drop();
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Kept<DB>>> {
         self.inner.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl<DB: Database> Lent<DB> {
+    async fn is_there(&mut self) -> bool {
+        match &mut self.connection {
+            Some(connection) => matches!(timeout(ASKED_FOR, connection.ping()).await, Ok(Ok(()))),
+            None => false,
+        }
     }
 }
 
@@ -100,56 +157,43 @@ impl<DB: Database> fmt::Debug for Connections<DB> {
     }
 }
 
-/// Each statement goes over whichever connection is to be had, and has the whole of its answer in memory when the connection
-/// is given back: no answer has more than a page.
+/// Each statement goes over whichever connection is to be had. The whole of its answer is in memory when it is given on, as the
+/// connection is for the next by then.
 impl<'c, DB: Database> Executor<'c> for &Connections<DB>
 where
     for<'a> &'a mut DB::Connection: Executor<'a, Database = DB>,
 {
     type Database = DB;
 
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Either<DB::QueryResult, DB::Row>>>
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>>>
     where
         'c: 'e,
         E: 'q + Execute<'q, DB>,
     {
         let connections = self.clone();
         let answer = async move {
-            let (mut connection, lent) = connections.lend().await?;
-            let answer: Vec<_> = connection.fetch_many(query).try_collect().await?;
-            connections.keep(connection, lent);
-            Ok(stream::iter(answer.into_iter().map(Ok)))
+            let answer =
+                connections.with(async |connection| connection.fetch_many(query).try_collect::<Vec<_>>().await);
+            Ok(stream::iter(answer.await?.into_iter().map(Ok)))
         };
         answer.try_flatten_stream().boxed()
     }
 
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<DB::Row>>>
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<DB::Row>>>
     where
         'c: 'e,
         E: 'q + Execute<'q, DB>,
     {
         let connections = self.clone();
-        async move {
-            let (mut connection, lent) = connections.lend().await?;
-            let row = connection.fetch_optional(query).await?;
-            connections.keep(connection, lent);
-            Ok(row)
-        }
-        .boxed()
+        async move { connections.with(async |connection| connection.fetch_optional(query).await).await }.boxed()
     }
 
-    fn prepare_with<'e>(self, sql: SqlStr, types: &'e [DB::TypeInfo]) -> BoxFuture<'e, sqlx::Result<DB::Statement>>
+    fn prepare_with<'e>(self, sql: SqlStr, types: &'e [DB::TypeInfo]) -> BoxFuture<'e, Result<DB::Statement>>
     where
         'c: 'e,
     {
         let connections = self.clone();
-        async move {
-            let (mut connection, lent) = connections.lend().await?;
-            let statement = connection.prepare_with(sql, types).await?;
-            connections.keep(connection, lent);
-            Ok(statement)
-        }
-        .boxed()
+        async move { connections.with(async |connection| connection.prepare_with(sql, types).await).await }.boxed()
     }
 }
 
@@ -161,54 +205,76 @@ mod tests {
 
     use super::*;
 
-    fn connections(lent_max: u32) -> Connections<Sqlite> {
+    fn connections(lent_max: u32, trusted_for: Duration) -> Connections<Sqlite> {
         let pool = SqlitePoolOptions::new()
             .max_connections(lent_max)
             .acquire_timeout(Duration::from_secs(20))
             .connect_lazy("sqlite::memory:");
-        Connections::new(pool.unwrap(), lent_max)
+        Connections::new(pool.unwrap(), lent_max, trusted_for)
     }
 
-    async fn ask(connections: &Connections<Sqlite>) -> sqlx::Result<i64> {
+    async fn ask(connections: &Connections<Sqlite>) -> Result<i64> {
         sqlx::query_scalar("SELECT 1").fetch_one(connections).await
     }
 
     #[tokio::test]
-    async fn a_connection_that_has_answered_is_lent_again() {
-        let connections = connections(4);
-        for _ in 0..10 {
-            ask(&connections).await.unwrap();
+    async fn a_connection_that_has_answered_is_lent_again_asked_first_or_not() {
+        for trusted_for in [Duration::MAX, Duration::ZERO] {
+            let connections = connections(4, trusted_for);
+            for _ in 0..10 {
+                ask(&connections).await.unwrap();
+            }
+            assert_eq!((connections.kept().len(), connections.pool().size()), (1, 1));
         }
-        assert_eq!((connections.kept().len(), connections.pool().size()), (1, 1));
     }
 
     #[tokio::test]
     async fn whoever_waits_hears_of_one_that_was_kept() {
-        let connections = connections(2);
+        let connections = connections(2, Duration::MAX);
         try_join_all((0..100).map(|_| ask(&connections))).await.unwrap();
         assert_eq!(connections.kept().len(), 2);
     }
 
     #[tokio::test]
-    async fn one_whose_statement_was_cut_short_or_failed_is_not_kept() {
-        let connections = connections(1);
-        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000) SELECT i FROM n";
-        let cut_short = timeout(Duration::from_millis(1), sqlx::query(endless).fetch_all(&connections)).await;
-        assert!(cut_short.is_err() && connections.kept().is_empty());
+    async fn one_whose_statement_failed_is_not_kept() {
+        let connections = connections(1, Duration::MAX);
+        ask(&connections).await.unwrap();
         assert!(sqlx::query("nonsense").execute(&connections).await.is_err() && connections.kept().is_empty());
         assert_eq!(ask(&connections).await.unwrap(), 1);
     }
 
     #[tokio::test]
+    async fn one_whose_statement_is_cut_short_is_closed_and_its_place_free() {
+        let connections = connections(1, Duration::MAX);
+        ask(&connections).await.unwrap();
+        let never = connections.with(async |_| std::future::pending::<Result<()>>().await);
+        assert!(timeout(Duration::from_millis(10), never).await.is_err());
+        assert!(connections.kept().is_empty());
+        assert_eq!(ask(&connections).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn when_one_breaks_the_others_that_are_kept_are_closed() {
+        let connections = connections(3, Duration::MAX);
+        try_join_all((0..30).map(|_| ask(&connections))).await.unwrap();
+        assert_eq!(connections.kept().len(), 3);
+        let broken = connections.with(async |_| Err::<(), _>(Error::Protocol("broken".to_owned()))).await;
+        assert!(broken.is_err() && connections.kept().is_empty());
+        assert_eq!(ask(&connections).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
     async fn none_is_kept_once_it_closes() {
-        let connections = connections(2);
-        let (connection, lent) = connections.lend().await.unwrap();
+        let connections = connections(2, Duration::MAX);
+        try_join_all((0..10).map(|_| ask(&connections))).await.unwrap();
+        let (mut lent, place) = connections.lend().await.unwrap();
         let closing = connections.clone();
         let closed = tokio::spawn(async move { closing.close().await });
         while !connections.pool().is_closed() {
             tokio::task::yield_now().await;
         }
-        connections.keep(connection, lent);
+        connections.keep(&mut lent);
+        drop((lent, place));
         closed.await.unwrap();
         assert!(connections.kept().is_empty() && ask(&connections).await.is_err());
     }

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next, newest_of_class};
-use super::connections::{Connections, TRUSTED_FOR};
+use super::connections::Connections;
 use super::migrations;
 use super::sheds::sheds;
 use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
@@ -18,12 +18,16 @@ use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::upload::{State, Upload, UploadId};
 
-/// Connections of one process. Group commit keeps ingest to one or two at a time.
-const CONNECTIONS_MAX: u32 = 8;
-/// Those that statements may have at once: a migration finds one all the same.
-const LENT_MAX: u32 = CONNECTIONS_MAX - 1;
+/// Connections for statements that read, and for those that write, which no reader holds up. Group commit keeps ingest to one
+/// or two at a time.
+const READING_MAX: u32 = 4;
+const WRITING_MAX: u32 = 6;
+/// Connections of one process: a migration finds one, whoever has the others.
+const CONNECTIONS_MAX: u32 = READING_MAX + WRITING_MAX + 1;
 /// A queue that is away must be noticed while the device still waits for its answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was idle for no longer is used without asking whether it is still there.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(super) struct Postgres {
@@ -56,8 +60,10 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options);
-        let connections = Connections::new(pool, LENT_MAX);
-        Ok(Postgres { read: connections.clone(), write: connections })
+        Ok(Postgres {
+            read: Connections::new(pool.clone(), READING_MAX, TRUSTED_FOR),
+            write: Connections::new(pool, WRITING_MAX, TRUSTED_FOR),
+        })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
@@ -102,7 +108,8 @@ impl Postgres {
 
     /// Closes its connections in order.
     pub(super) async fn close(&self) {
-        self.write.close().await;
+        // each for what it keeps of their pool
+        tokio::join!(self.read.close(), self.write.close());
     }
 
     /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and

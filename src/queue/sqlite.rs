@@ -59,7 +59,9 @@ impl Sqlite {
                 .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         let read = pool(READERS_MAX).connect_lazy_with(options.clone());
-        Ok(Sqlite { read: Connections::new(read, READERS_MAX), write: pool(1).connect_lazy_with(options) })
+        // what is in this very process is trusted for ever
+        let read = Connections::new(read, READERS_MAX, Duration::MAX);
+        Ok(Sqlite { read, write: pool(1).connect_lazy_with(options) })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
