@@ -3,9 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use forebay::config::QueueUrl;
 use forebay::keeper::adopt;
+use forebay::queue::Queue;
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
 
 use crate::support::fleet::Fleet;
 use crate::support::postgres::Cluster;
@@ -115,6 +119,20 @@ async fn photos_are_acknowledged_while_the_link_to_postgres_is_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn photos_are_acknowledged_while_the_link_to_postgres_is_silent() {
     photos_are_acknowledged_while_the_link_is(Link::Silent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_died_without_a_word_are_replaced() {
+    let (url, proxy) = database_behind_a_proxy().await;
+    let queue = Queue::open(&QueueUrl::Postgres(url)).unwrap();
+    queue.migrate().await.unwrap();
+    let all_at_once = || try_join_all((0..50).map(|_| queue.books()));
+    all_at_once().await.unwrap();
+    proxy.forget_connections();
+    eventually("a connection that works", async || timeout(Duration::from_secs(3), queue.books()).await.ok()?.ok())
+        .await;
+    // none of the dead holds a place
+    timeout(Duration::from_secs(20), all_at_once()).await.expect("in time").unwrap();
 }
 
 /// A cluster that a test may hurt, and the URL of a database in it.

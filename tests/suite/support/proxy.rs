@@ -1,7 +1,7 @@
 //! A TCP proxy before a server, whose link can be cut or go silent: what a server on loopback cannot be made to show.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -20,27 +20,36 @@ pub enum Link {
 
 pub struct Proxy {
     pub port: u16,
-    link: Arc<AtomicU8>,
+    state: Arc<State>,
+}
+
+struct State {
+    link: AtomicU8,
+    /// Connections up to this one are forgotten.
+    forgotten: AtomicU32,
+    made: AtomicU32,
 }
 
 impl Proxy {
     /// Before the server on `port` of this machine.
     pub async fn start(port: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy =
-            Proxy { port: listener.local_addr().unwrap().port(), link: Arc::new(AtomicU8::new(Link::Up as u8)) };
-        let link = proxy.link.clone();
+        let state =
+            State { link: AtomicU8::new(Link::Up as u8), forgotten: AtomicU32::new(0), made: AtomicU32::new(0) };
+        let proxy = Proxy { port: listener.local_addr().unwrap().port(), state: Arc::new(state) };
+        let state = proxy.state.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let link = link.clone();
+                let state = state.clone();
+                let number = state.made.fetch_add(1, Ordering::SeqCst) + 1;
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     let (from_client, to_client) = client.into_split();
                     let (from_server, to_server) = server.into_split();
                     // when either way ends, dropping the other ends it too
                     tokio::select! {
-                        () = pump(from_client, to_server, &link) => {}
-                        () = pump(from_server, to_client, &link) => {}
+                        () = pump(from_client, to_server, &state, number) => {}
+                        () = pump(from_server, to_client, &state, number) => {}
                     }
                 });
             }
@@ -49,19 +58,26 @@ impl Proxy {
     }
 
     pub fn set(&self, link: Link) {
-        self.link.store(link as u8, Ordering::SeqCst);
+        self.state.link.store(link as u8, Ordering::SeqCst);
+    }
+
+    /// Nothing passes any more over the connections that there are, as when a firewall has lost its table; new ones pass.
+    pub fn forget_connections(&self) {
+        self.state.forgotten.store(self.state.made.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &AtomicU8) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &State, number: u32) {
+    let silent =
+        || state.link.load(Ordering::SeqCst) == Link::Silent as u8 || number <= state.forgotten.load(Ordering::SeqCst);
     let mut bytes = vec![0; 16 * 1024];
     loop {
         let read = tokio::select! {
             read = from.read(&mut bytes) => read,
-            () = cut(link) => return,
+            () = cut(&state.link) => return,
         };
         let Ok(read @ 1..) = read else { return };
-        while link.load(Ordering::SeqCst) == Link::Silent as u8 {
+        while silent() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         if to.write_all(&bytes[..read]).await.is_err() {
