@@ -6,7 +6,8 @@
 //!
 //! `record.rs` is what is asked for and answered; `sqlite.rs` and `postgres.rs` hold what differs (opening, and whatever is
 //! done to many at once); `statements.rs` what is one text for both; `claims.rs` says what leaves next, and `sheds.rs` what is
-//! given up; `group_commit.rs` gathers waiting uploads into one transaction. `tests/suite/queue.rs` is the conformance suite.
+//! given up; `group_commit.rs` gathers waiting uploads into one transaction; `connections.rs` keeps connections between
+//! statements. `tests/suite/queue.rs` is the conformance suite.
 
 mod claims;
 mod connections;
