@@ -190,7 +190,7 @@ impl Sampler {
             return last.forecast.clone();
         }
         let forecast = self.look_ahead(latest, usable_bytes, &standing, outage);
-        // of one look at the books nothing is known that is worth to be kept
+        // of a look or two at the books little is known
         self.forecasted = (self.samples.len() > 2).then(|| Forecasted {
             at: Instant::now(),
             standing,

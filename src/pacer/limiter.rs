@@ -21,7 +21,8 @@ const SLICE_TIME: Duration = Duration::from_millis(12);
 /// …within these limits: below, headers would outweigh what they carry; above, steps would be coarse.
 pub(super) const SLICE_BYTES_MIN: u64 = 1514;
 const SLICE_BYTES_MAX: u64 = 64 * 1024;
-/// Whole slices leave some of the window over. This part of one is worth to leave by itself; less would cut slices into ever smaller ones.
+/// Whole slices leave some of the window over. This part of one is worth to leave by itself; less would cut slices into ever
+/// smaller ones.
 const PART_WORTH: u64 = 2;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);

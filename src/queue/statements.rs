@@ -125,8 +125,8 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
-/// Gives `$backend`, which has `read` and `write` to send statements to, the methods that need no dialect beyond `$now`, the present in
-/// milliseconds as SQL, and `$skip_locked`, what makes a claim pass over rows that another claim holds.
+/// Gives `$backend`, which has `read` and `write` to send statements to, the methods that need no dialect beyond `$now`, the
+/// present in milliseconds as SQL, and `$skip_locked`, what makes a claim pass over rows that another claim holds.
 macro_rules! shared_statements {
     ($backend:ident, now = $now:literal, skip_locked = $skip_locked:literal) => {
         impl $backend {
