@@ -94,6 +94,8 @@ struct Seen {
     counted: TcpInfo,
     /// What the other side had acknowledged and sent when it was last settled.
     moved_bytes: u64,
+    /// It was written to or read from since it was last settled, or something was on its way then.
+    moves: bool,
     /// Whose upload it carries.
     turn: Turn,
 }
@@ -178,7 +180,7 @@ impl PacedConnection {
             let info = self.meter.settle();
             let room_bytes = info.room_for(bytes);
             if room_bytes > 0 {
-                let payload_bytes = self.meter.pacer.slice_of(bytes.min(room_bytes), &info);
+                let payload_bytes = self.meter.pacer.slice_of(bytes, &info).min(room_bytes);
                 return Poll::Ready(Ok((payload_bytes, info)));
             }
             self.meter.seen().turn.waits_for_them();
@@ -198,6 +200,11 @@ impl Meter {
         (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
     }
 
+    /// It is in use: more than a late acknowledgement may leave by the kernel's own doing.
+    pub(super) fn moves(&self) -> bool {
+        self.seen().moves
+    }
+
     /// Hands over payload, of no more than the bytes that were paid for; how many were taken.
     fn write(&self, payload: &[IoSlice<'_>], paid_payload_bytes: u64, paid: Paid) -> io::Result<usize> {
         // nobody may look between the write and the booking: the slice would be charged once more
@@ -205,6 +212,7 @@ impl Meter {
         let written = self.tcp.try_write_vectored(payload)?;
         let paid_bytes = paid.bytes();
         seen.written_bytes += written as u64;
+        seen.moves = true;
         match &mut seen.leaving {
             Some(leaving) => leaving.append(paid),
             None => seen.leaving = Some(paid),
@@ -227,6 +235,7 @@ impl Meter {
             seen.moved_bytes = moved_bytes;
             seen.turn.moved();
         }
+        seen.moves = info.is_on_its_way();
         let unpaid_bytes = info.owed_bytes().saturating_sub(seen.paid_bytes);
         seen.paid_bytes += unpaid_bytes;
         self.pacer.charge(unpaid_bytes);
@@ -320,6 +329,7 @@ impl AsyncRead for PacedConnection {
             ready!(self.meter.tcp.poll_read_ready(cx))?;
             match self.meter.tcp.try_read(into.initialize_unfilled()) {
                 Ok(read) => {
+                    self.meter.seen().moves = true;
                     into.advance(read);
                     return Poll::Ready(Ok(()));
                 }

@@ -13,17 +13,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::lock;
-use super::window::{Paid, Window};
+use super::window::{Paid, Slice, Window};
 use crate::units::Rate;
 
-/// A slice is what the allowance brings in this time…
-const SLICE_TIME: Duration = Duration::from_millis(12);
+/// A slice is what the allowance brings in this time at most…
+const SLICE_TIME: Duration = Duration::from_millis(15);
 /// …within these limits: below, headers would outweigh what they carry; above, steps would be coarse.
 pub(super) const SLICE_BYTES_MIN: u64 = 1514;
-const SLICE_BYTES_MAX: u64 = 64 * 1024;
+const SLICE_BYTES_MAX: u64 = 128 * 1024;
 /// Whole slices leave some of the window over. This part of one is worth to leave by itself; less would cut slices into ever
-/// smaller ones.
+/// smaller ones…
 const PART_WORTH: u64 = 2;
+/// …as would cutting one for which there is room in a moment. So it waits first, for this part of the time in which the allowance
+/// brings it.
+const PATIENCE_PART: u64 = 4;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// The part of the allowance of one [`super::window::WINDOW`] that is used: what the kernel sends by itself is found up to [`super::LOOK`] later, and
@@ -64,6 +67,15 @@ impl Plan {
             burst_cells: burst_bytes.div_ceil(cell_bytes).clamp(1, u64::from(u32::MAX)) as u32,
         }
     }
+
+    /// What a slice of so many bytes asks of the window.
+    fn slice(&self, bytes: u64) -> Slice {
+        Slice {
+            bytes,
+            patience: Duration::from_nanos(bytes * 1_000_000_000 / self.allowance.0.max(1) / PATIENCE_PART),
+            worth_bytes: SLICE_BYTES_MIN.max(bytes / PART_WORTH),
+        }
+    }
 }
 
 /// Who holds it pays next.
@@ -101,30 +113,34 @@ impl Limiter {
 
     /// Pays for one slice of up to `bytes`, which leaves now; for less where the window has room for no more.
     pub(super) async fn pay_slice(&mut self, bytes: u64) -> Paid {
-        let mut slice = self.stream(bytes).await;
+        // the slice to which the even stream has come, whose cells are taken, and when
+        let mut come: Option<(u64, Instant)> = None;
         loop {
             self.may_pour().await;
-            if slice > self.plan.slice_bytes {
-                // the rate fell while the window had no room
-                slice = self.stream(bytes).await;
-                continue;
-            }
-            let worth = SLICE_BYTES_MIN.max(slice / PART_WORTH);
-            let room = {
-                let mut window = lock(&self.window);
-                let room = window.room_now(Instant::now(), slice, worth, self.plan.window_bytes);
-                if let Ok(room) = room {
-                    window.leaves(room);
-                }
-                room
+            let most = bytes.min(self.plan.slice_bytes);
+            // the rate may have fallen while the window had no room
+            come = come.filter(|(slice, _)| *slice <= most);
+            let now = Instant::now();
+            let (slice, due) = match come {
+                Some(come) => come,
+                None => match self.take_cells(most) {
+                    Ok(()) => *come.insert((most, now)),
+                    Err(wait) => (most, now + wait),
+                },
             };
-            match room {
-                Ok(room) => {
-                    self.credit_bytes += slice - room;
+            let slice = self.plan.slice(slice);
+            // one sleep for both rules, not one after the other
+            let at = {
+                let mut window = lock(&self.window);
+                let (at, room) = window.next(now, due, slice, self.plan.window_bytes);
+                if come.is_some() && at <= now {
+                    window.leaves(room);
+                    self.credit_bytes += slice.bytes - room;
                     return Paid { bytes: room, window: self.window.clone() };
                 }
-                Err(at) => self.unless_changed(tokio::time::sleep_until(at)).await,
-            }
+                at
+            };
+            self.unless_changed(tokio::time::sleep_until(at)).await;
         }
     }
 

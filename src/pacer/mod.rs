@@ -6,7 +6,7 @@
 //! through in one second, so it would have to run slower by all that it may catch up.
 //!
 //! Always: bytes are paid for before they enter a socket, headers and re-sent bytes included; what the kernel sends by itself
-//! is charged within [`LOOK`], as long as anything is on its way. Never: a second above the allowance, or a burst at start, after
+//! is charged within [`LOOK`], and a last acknowledgement or farewell within [`LOOK_ALL`]. Never: a second above the allowance, or a burst at start, after
 //! idling or after a change of rate; and no byte once the right to pour has run out, however long the process was held.
 //!
 //! `limiter.rs` is the even stream, `window.rs` the limit. `connection.rs` is the way to pay: a TCP connection that does so by
@@ -31,12 +31,13 @@ pub use self::window::Paid;
 use self::window::Window;
 use crate::units::Rate;
 
-/// How often all connections are looked at.
+/// How often each connection is looked at on which something moves.
 const LOOK: Duration = Duration::from_millis(20);
-/// A slice wakes the process anyway: from so long after a look on, the next is taken with it.
-const LOOK_WITH_SLICE: Duration = Duration::from_millis(15);
-/// The same while nothing is on its way: then only the farewells of connections leave.
-const LOOK_IDLE: Duration = Duration::from_millis(200);
+/// A slice wakes the process anyway: from so long after a look on, the next is taken with it. Far less than [`LOOK`], so that a look
+/// hardly ever has to wake the process by itself.
+const LOOK_WITH_SLICE: Duration = Duration::from_millis(5);
+/// How often all are, as the others may send a farewell, or an acknowledgement that the kernel had put off.
+const LOOK_ALL: Duration = Duration::from_millis(200);
 
 /// The budget of one drain. Cheap to clone; all clones share it.
 #[derive(Clone)]
@@ -142,8 +143,8 @@ impl Pacer {
         self.inner.waiting.load(Ordering::Relaxed)
     }
 
-    /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer when the rate fell
-    /// while it was waited for: no second of a low rate may hold a slice of a high one. Dropped while waiting, it has paid
+    /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer where the second has no room
+    /// for more, and when the rate fell while it was waited for: no second of a low rate may hold a slice of a high one. Dropped while waiting, it has paid
     /// only for what left unpaid before.
     pub async fn pay(&self, bytes: u64) -> Paid {
         let _waits = Waits::new(&self.inner.waiting);
@@ -175,15 +176,21 @@ impl Pacer {
         self.inner.arrived_bytes.fetch_add(arrived_bytes, Ordering::Relaxed);
     }
 
-    /// How much of `bytes` of payload makes one slice, in full packets if there is more than one.
+    /// How much of `bytes` of payload makes the next slice: they leave in as few as the allowance lets, all alike, in full packets if a
+    /// slice has more than one. A short rest would cost as much as a whole slice.
     fn slice_of(&self, bytes: u64, info: &TcpInfo) -> u64 {
         let slice_bytes = self.inner.plan.borrow().map_or(SLICE_BYTES_MIN, |plan| plan.slice_bytes);
-        let packet_bytes = info.segment_bytes + info.header_bytes;
-        let payload_bytes = match slice_bytes / packet_bytes.max(1) {
+        let (segment_bytes, packet_bytes) = (info.segment_bytes.max(1), info.segment_bytes + info.header_bytes);
+        let packets = slice_bytes / packet_bytes.max(1);
+        let payload_max = match packets {
             0 => slice_bytes.saturating_sub(info.header_bytes).max(1),
-            packets => packets * info.segment_bytes,
+            packets => packets * segment_bytes,
         };
-        bytes.min(payload_bytes)
+        let alike = bytes.div_ceil(bytes.div_ceil(payload_max).max(1));
+        match packets {
+            0 | 1 => alike,
+            _ => alike.next_multiple_of(segment_bytes).min(bytes),
+        }
     }
 
     /// Looks at a connection again and again for as long as it is open.
@@ -206,23 +213,29 @@ fn lock<T>(mutex: &BlockingMutex<T>) -> MutexGuard<'_, T> {
 
 /// Settles with every connection from time to time, until there is none.
 async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
-    let (mut looked, mut on_its_way) = (Instant::now(), true);
+    let mut looked = Instant::now();
+    let (mut looked_at_all, mut anything_moves) = (looked, true);
     loop {
-        let mut due = looked + if on_its_way { LOOK } else { LOOK_IDLE };
+        let all_due = looked_at_all + LOOK_ALL;
+        let mut due = if anything_moves { all_due.min(looked + LOOK) } else { all_due };
         while tokio::time::timeout_at(due, something_leaves.notified()).await.is_ok() {
             if looked.elapsed() >= LOOK_WITH_SLICE {
                 break;
             }
-            due = looked + LOOK;
+            due = all_due.min(looked + LOOK);
         }
         looked = Instant::now();
+        let all = looked >= all_due;
+        if all {
+            looked_at_all = looked;
+        }
         let Some(inner) = inner.upgrade() else { return };
         let pacer = Pacer { inner };
         // a meter may be dropped here, which settles too, so not under the lock
         let open: Vec<Arc<Meter>> = pacer.connections().open.iter().filter_map(Weak::upgrade).collect();
-        on_its_way = false;
-        for meter in &open {
-            on_its_way |= meter.settle().is_on_its_way();
+        anything_moves = false;
+        for meter in open.iter().filter(|meter| all || meter.moves()) {
+            anything_moves |= meter.settle().is_on_its_way();
         }
         drop(open);
         let mut connections = pacer.connections();
@@ -252,12 +265,36 @@ impl Drop for Waits<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     async fn pay_all(pacer: &Pacer, bytes: u64) {
         let mut left = bytes;
         while left > 0 {
             left -= pacer.pay(left).await.bytes();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_as_few_slices_as_the_allowance_lets(
+            allowance in 1u64..50_000_000, bytes in 1u64..2_000_000, segment_bytes in 500u64..70_000,
+        ) {
+            let pacer = Pacer::new(Rate(allowance));
+            let info = TcpInfo { segment_bytes, header_bytes: 66, ..TcpInfo::default() };
+            let slice_bytes = Plan::new(Rate(allowance)).slice_bytes;
+            let packets = slice_bytes / (segment_bytes + 66);
+            let most = if packets == 0 { slice_bytes - 66 } else { packets * segment_bytes };
+            let (mut left, mut slices) = (bytes, 0);
+            while left > 0 {
+                let slice = pacer.slice_of(left, &info);
+                prop_assert!(slice > 0 && slice <= left && info.on_the_wire(slice) <= slice_bytes);
+                prop_assert!(packets < 2 || slice == left || slice.is_multiple_of(segment_bytes), "full packets");
+                left -= slice;
+                slices += 1;
+            }
+            prop_assert_eq!(slices, bytes.div_ceil(most));
         }
     }
 

@@ -13,7 +13,7 @@ use super::lock;
 
 /// The time over which the allowance holds.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
-/// How often to look whether the slices that are in the way have left: they are seen to as often as connections are looked at.
+/// How often to look whether the slices that are in the way have left.
 const LEAVING_LOOK: Duration = Duration::from_millis(5);
 
 /// What left in the last second, slice by slice.
@@ -23,6 +23,16 @@ pub(super) struct Window {
     bytes: u64,
     /// Paid for, and not known to have left.
     pub(super) leaving_bytes: u64,
+}
+
+/// What wants to go out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slice {
+    pub(super) bytes: u64,
+    /// So long it waits until there is room for all of it…
+    pub(super) patience: Duration,
+    /// …before it goes out as far as there is room, if that is so much at least.
+    pub(super) worth_bytes: u64,
 }
 
 impl Window {
@@ -49,14 +59,23 @@ impl Window {
         (excess > 0).then_some(now + LEAVING_LOOK)
     }
 
-    /// How many of `bytes` may go out now: all of them, or as many as there is room for, if those are `worth` it. Otherwise when
-    /// all of them may, at the earliest.
-    pub(super) fn room_now(&mut self, now: Instant, bytes: u64, worth: u64, window_bytes: u64) -> Result<u64, Instant> {
-        let Some(at) = self.earliest(now, bytes, window_bytes) else { return Ok(bytes) };
-        match window_bytes.saturating_sub(self.bytes + self.leaving_bytes) {
-            room if room >= worth => Ok(room),
-            _ => Err(at),
+    /// When a slice that is not due before `due` may go out, and how much of it.
+    pub(super) fn next(&mut self, now: Instant, due: Instant, slice: Slice, window_bytes: u64) -> (Instant, u64) {
+        let all_at = self.earliest(now, slice.bytes, window_bytes).map_or(due, |at| at.max(due));
+        if all_at > due + slice.patience {
+            let room = self.room_at(due, window_bytes);
+            if room >= slice.worth_bytes {
+                return (due, room);
+            }
         }
+        (all_at, slice.bytes)
+    }
+
+    /// The room that there is at `at` if nothing more leaves or is paid for until then.
+    fn room_at(&self, at: Instant, window_bytes: u64) -> u64 {
+        let past = self.slices.iter().take_while(|(left, _)| *left + WINDOW <= at);
+        let past_bytes: u64 = past.map(|(_, bytes)| bytes).sum();
+        window_bytes.saturating_sub(self.bytes - past_bytes + self.leaving_bytes)
     }
 
     /// Paid for, and about to leave.
@@ -124,9 +143,11 @@ mod tests {
         #[test]
         fn no_second_holds_more_than_the_allowance(
             allowance in 1_000u64..1_000_000,
-            steps in proptest::collection::vec((0u64..300, 1u64..1_000, 0u64..200), 1..200),
-            worth in 1u64..1_500,
+            steps in proptest::collection::vec((0u64..300, 1u64..1_000, 0u64..200, 0u64..50), 1..200),
+            worth_bytes in 1u64..1_500,
+            patience_ms in 0u64..100,
         ) {
+            let patience = Duration::from_millis(patience_ms);
             let (mut window, mut now) = (Window::default(), Instant::now());
             let (mut leaving, mut gone) = (Vec::new(), Vec::new());
             let until = |now: Instant, window: &mut Window, leaving: &mut Vec<(Instant, u64)>, gone: &mut Vec<_>| {
@@ -137,20 +158,21 @@ mod tests {
                     gone.push((at, bytes));
                 }
             };
-            for (pause_ms, bytes, late_ms) in steps {
+            for (pause_ms, bytes, late_ms, due_ms) in steps {
                 now += Duration::from_millis(pause_ms);
                 until(now, &mut window, &mut leaving, &mut gone);
+                let due = now + Duration::from_millis(due_ms);
                 let bytes = loop {
-                    match window.room_now(now, bytes, worth, allowance) {
-                        Ok(room) => break room,
-                        Err(at) => {
-                            prop_assert!(at > now, "it always moves on");
+                    let (at, room) = window.next(now, due, Slice { bytes, patience, worth_bytes }, allowance);
+                    prop_assert!(at >= due && (1..=bytes).contains(&room));
+                    match (at, room) {
+                        (at, room) if at <= now => break room,
+                        (at, _) => {
                             now = at;
                             until(now, &mut window, &mut leaving, &mut gone);
                         }
                     }
                 };
-                prop_assert!(bytes > 0);
                 window.leaves(bytes);
                 leaving.push((now + Duration::from_millis(late_ms), bytes));
             }
@@ -162,13 +184,35 @@ mod tests {
         }
     }
 
+    fn slice(bytes: u64, patience_ms: u64, worth_bytes: u64) -> Slice {
+        Slice { bytes, patience: Duration::from_millis(patience_ms), worth_bytes }
+    }
+
     #[test]
     fn the_room_that_whole_slices_leave_is_used_if_it_is_worth_a_slice_of_its_own() {
         let (now, mut window) = (Instant::now(), Window::default());
         (0..9).for_each(|_| window.record(now, 100));
-        assert_eq!(window.room_now(now, 100, 30, 950), Ok(50));
-        assert_eq!(window.room_now(now, 100, 51, 950), Err(now + WINDOW));
-        assert_eq!(window.room_now(now, 100, 51, 1000), Ok(100), "all of it");
+        assert_eq!(window.next(now, now, slice(100, 0, 30), 950), (now, 50));
+        assert_eq!(window.next(now, now, slice(100, 0, 51), 950), (now + WINDOW, 100));
+        assert_eq!(window.next(now, now, slice(100, 0, 51), 1000), (now, 100), "all of it");
+    }
+
+    #[test]
+    fn a_slice_is_not_cut_for_which_there_is_room_in_a_moment() {
+        let (now, mut window) = (Instant::now(), Window::default());
+        (0..9).for_each(|_| window.record(now, 100));
+        let due = now + WINDOW - Duration::from_millis(3);
+        assert_eq!(window.next(now, due, slice(100, 3, 30), 950), (now + WINDOW, 100));
+        assert_eq!(window.next(now, due, slice(100, 2, 30), 950), (due, 50));
+    }
+
+    #[test]
+    fn what_will_have_left_the_second_when_a_slice_is_due_leaves_room_for_it() {
+        let (now, mut window) = (Instant::now(), Window::default());
+        window.record(now, 60);
+        window.record(now + Duration::from_millis(10), 40);
+        let due = now + WINDOW + Duration::from_millis(5);
+        assert_eq!(window.next(now + Duration::from_millis(20), due, slice(80, 0, 50), 100), (due, 60));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::io;
 /// Whole numbers of this are what every disk in use takes; most take less.
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// What stands behind a photo in its file: a record of usual size, filled up to whole blocks.
-const BEHIND_BYTES: usize = 2 * BLOCK_BYTES;
+pub(super) const BEHIND_BYTES: usize = 2 * BLOCK_BYTES;
 
 /// A photo's bytes so far.
 #[derive(Default)]

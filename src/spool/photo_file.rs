@@ -7,18 +7,20 @@
 //! record that is believed because its file has the right name.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
 
-use super::buffer::{BLOCK_BYTES, Buffer};
+use super::buffer::{BEHIND_BYTES, BLOCK_BYTES, Buffer};
 use super::direct;
 use crate::error::{Error, Result};
 use crate::upload::Upload;
 
 const MAGIC: &[u8; 8] = b"FOREBAY2";
 const FOOTER_BYTES: usize = 20;
+const SHORTER: &str = "it became shorter while it was read";
 /// A record is a few hundred bytes; metadata and names are limited, so this is beyond any that was written here.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
 
@@ -35,9 +37,24 @@ pub(super) fn trailer(upload: &Upload, photo_crc: u32) -> Vec<u8> {
 
 /// The record at the end of a photo file.
 pub(super) fn read_record(path: &Path) -> Result<Upload> {
-    let mut file = File::open(path).map_err(|error| failed(path, error))?;
+    let file = File::open(path).map_err(|error| failed(path, error))?;
     let size = file.metadata().map_err(|error| failed(path, error))?.len();
-    read_end(&mut file, size, path).map(|(record, _)| record)
+    let last = |bytes: usize| {
+        let bytes = (bytes as u64).min(size);
+        let mut last = vec![0; bytes as usize];
+        match file.read_exact_at(&mut last, size - bytes) {
+            Ok(()) => Ok(last),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(damaged(path, SHORTER)),
+            Err(error) => Err(failed(path, error)),
+        }
+    };
+    // in one go, if it is of usual size and the disk can read what stands before it
+    let mut end = last(BEHIND_BYTES).or_else(|_| last(FOOTER_BYTES))?;
+    let footer = Footer::read(&end, size, path)?;
+    if footer.end_bytes() > end.len() {
+        end = last(footer.end_bytes())?;
+    }
+    footer.record(&end, size, path)
 }
 
 /// The record and the photo of the file at `path`, whose bytes are those that were written. Read past the page cache, where the
@@ -52,9 +69,10 @@ pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Erro
     let (file, direct) = opened.map_err(not_opened)?;
     let size = file.metadata().map_err(|error| failed(path, error))?.len();
     let whole = read_whole(&file, direct, size, path)?;
-    let (record, photo_crc) = read_end(&mut Cursor::new(whole.as_slice()), size, path)?;
+    let footer = Footer::read(whole.as_slice(), size, path)?;
+    let record = footer.record(whole.as_slice(), size, path)?;
     let photo = whole.into_bytes(record.size_bytes as usize); // no more than what was read, as its end says
-    if crc32fast::hash(&photo) != photo_crc {
+    if crc32fast::hash(&photo) != footer.photo_crc {
         return Err(damaged(path, "the photo does not match its checksum"));
     }
     Ok((record, photo))
@@ -69,7 +87,7 @@ fn read_whole(file: &File, mut direct: bool, size: u64, path: &Path) -> Result<B
     while whole.len() < size {
         let (read, rest) = (whole.len(), blocks - whole.len());
         match direct::or_cached(file, &mut direct, || whole.read_at(file, rest, read as u64)) {
-            Ok(0) => return Err(damaged(path, "it became shorter while it was read")),
+            Ok(0) => return Err(damaged(path, SHORTER)),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(failed(path, error)),
@@ -79,32 +97,46 @@ fn read_whole(file: &File, mut direct: bool, size: u64, path: &Path) -> Result<B
     Ok(whole)
 }
 
-/// The record at the end of what has `size` bytes, and the photo's CRC.
-fn read_end(file: &mut (impl Read + Seek), size: u64, path: &Path) -> Result<(Upload, u32)> {
-    let failed = |error| failed(path, error);
-    if size < FOOTER_BYTES as u64 {
-        return Err(damaged(path, "too short to hold a record"));
+/// The last bytes of a photo file.
+struct Footer {
+    record_bytes: usize,
+    record_crc: u32,
+    photo_crc: u32,
+}
+
+impl Footer {
+    /// From the last bytes, or all, of a file of `size` bytes.
+    fn read(end: &[u8], size: u64, path: &Path) -> Result<Footer> {
+        let Some(footer) = end.last_chunk::<FOOTER_BYTES>() else {
+            return Err(damaged(path, "too short to hold a record"));
+        };
+        let word = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
+        let read = Footer { record_bytes: word(0) as usize, record_crc: word(4), photo_crc: word(8) };
+        let fits = read.record_bytes <= RECORD_BYTES_MAX && read.end_bytes() as u64 <= size;
+        match &footer[12..] == MAGIC && fits {
+            true => Ok(read),
+            false => Err(damaged(path, "its end is not that of a photo file")),
+        }
     }
-    let mut footer = [0; FOOTER_BYTES];
-    file.seek(SeekFrom::End(-(FOOTER_BYTES as i64))).map_err(failed)?;
-    file.read_exact(&mut footer).map_err(failed)?;
-    let word = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
-    let (length, record_crc, photo_crc) = (word(0) as usize, word(4), word(8));
-    if &footer[12..] != MAGIC || length > RECORD_BYTES_MAX || (length + FOOTER_BYTES) as u64 > size {
-        return Err(damaged(path, "its end is not that of a photo file"));
+
+    /// Bytes of record and footer.
+    fn end_bytes(&self) -> usize {
+        self.record_bytes + FOOTER_BYTES
     }
-    let mut record = vec![0; length];
-    file.seek(SeekFrom::End(-((FOOTER_BYTES + length) as i64))).map_err(failed)?;
-    file.read_exact(&mut record).map_err(failed)?;
-    if crc32fast::hash(&record) != record_crc {
-        return Err(damaged(path, "its record does not match its checksum"));
+
+    /// The record in `end`, which are the file's last bytes, or all, and hold it whole.
+    fn record(&self, end: &[u8], size: u64, path: &Path) -> Result<Upload> {
+        let record = end.len().checked_sub(self.end_bytes()).map(|at| &end[at..at + self.record_bytes]);
+        let Some(record) = record.filter(|record| crc32fast::hash(record) == self.record_crc) else {
+            return Err(damaged(path, "its record does not match its checksum"));
+        };
+        let upload: Upload =
+            serde_json::from_slice(record).map_err(|e| damaged(path, &format!("its record cannot be read: {e}")))?;
+        if upload.size_bytes != size - self.end_bytes() as u64 {
+            return Err(damaged(path, "it does not have the size that its record gives"));
+        }
+        Ok(upload)
     }
-    let upload: Upload =
-        serde_json::from_slice(&record).map_err(|e| damaged(path, &format!("its record cannot be read: {e}")))?;
-    if upload.size_bytes != size - (FOOTER_BYTES + length) as u64 {
-        return Err(damaged(path, "it does not have the size that its record gives"));
-    }
-    Ok((upload, photo_crc))
 }
 
 fn damaged(path: &Path, what: &str) -> Error {

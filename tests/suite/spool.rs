@@ -1,12 +1,15 @@
 //! The spool: what is stored is there, whole, with its record; what is not, leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::config::SpoolLimits;
 use forebay::error::Error;
 use forebay::spool::{Spool, Stored};
 use forebay::units::{ByteSize, Reserve};
+use forebay::upload::{METADATA_BYTES_MAX, Upload};
 
 use crate::support::{NO_LIMITS, photo, upload_of};
 
@@ -38,6 +41,18 @@ async fn a_stored_photo_is_read_back_with_its_record() {
     spool.walk(|_, record| found.push(record.unwrap())).unwrap();
     assert_eq!(found, [(*upload).clone()]);
     assert_eq!(spool.incoming_count().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_record_with_as_much_metadata_as_there_may_be_is_read_back_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    // each of these is two bytes in the record
+    let metadata = BTreeMap::from([("k".to_owned(), "\"".repeat(METADATA_BYTES_MAX - 1))]);
+    let upload = Arc::new(Upload { metadata, ..(*upload_of(&photo, "1")).clone() });
+    spool.store(upload.clone(), photo.clone()).await.unwrap();
+    assert_eq!(spool.read(upload.clone()).await.unwrap(), photo);
+    spool.walk(|_, record| assert_eq!(record.unwrap(), *upload)).unwrap();
 }
 
 #[tokio::test]
