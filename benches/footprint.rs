@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Barrier, Semaphore};
 
+use crate::leftovers::Leftovers;
 use crate::load::Bodies;
 use crate::machine::{cpu, memory};
 use crate::report::{Contestant, Measured, Report, Target};
@@ -27,12 +28,13 @@ const PIECE_EVERY: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 
-pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
+pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, report: &mut Report) {
     let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
     idle(plan, &store, report).await;
+    // it deletes hundreds of photos, and those after it thousands
+    at_the_sites_rate(plan, &store, leftovers, report).await;
     slow(plan, &store, bodies, report).await;
     kept_alive(plan, &store, bodies, report).await;
-    at_the_sites_rate(plan, &store, report).await;
 }
 
 async fn serve(store: &weed::Server, more: &[(&str, &str)]) -> (Program, TempDir, Vec<(String, String)>) {
@@ -154,7 +156,7 @@ async fn send(
 }
 
 /// Ingest and drain as processes of their own, so that each one's cost is seen, on Postgres; k6 is the fleet.
-async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, report: &mut Report) {
+async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, leftovers: &mut Leftovers, report: &mut Report) {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
     let seconds = (plan.seconds * 3).max(20);
     let (mut used, mut ingest_ms, mut drain_ms) = (Vec::new(), Vec::new(), Vec::new());
@@ -180,6 +182,7 @@ async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, report: &mut Repor
         ingest_ms.push(spent[0].as_secs_f64() * 1000.0 / took);
         drain_ms.push(spent[1].as_secs_f64() * 1000.0 / took);
         drop((ingest, drain));
+        leftovers.keep(folder);
         settle().await;
     }
     let what = "Processor time of ingest and drain at the site's rate: 33.3 photos/s in, 5 MB/s out";
