@@ -6,8 +6,9 @@
 //! through in one second, so it would have to run slower by all that it may catch up.
 //!
 //! Always: bytes are paid for before they enter a socket, headers and re-sent bytes included; what the kernel sends by itself
-//! is charged within [`LOOK`], and a last acknowledgement or farewell within [`LOOK_ALL`]. Never: a second above the allowance, or a burst at start, after
-//! idling or after a change of rate; and no byte once the right to pour has run out, however long the process was held.
+//! is charged within [`LOOK`], and a last acknowledgement or farewell within [`LOOK_ALL`]. Never: a second above the
+//! allowance, or a burst at start, after idling or after a change of rate; and no byte once the right to pour has run out,
+//! however long the process was held.
 //!
 //! `limiter.rs` is the even stream, `window.rs` the limit. `connection.rs` is the way to pay: a TCP connection that does so by
 //! itself. `tcp.rs` is what the kernel knows of one.
@@ -143,9 +144,9 @@ impl Pacer {
         self.inner.waiting.load(Ordering::Relaxed)
     }
 
-    /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer where the second has no room
-    /// for more, and when the rate fell while it was waited for: no second of a low rate may hold a slice of a high one. Dropped while waiting, it has paid
-    /// only for what left unpaid before.
+    /// Waits until one slice of up to `bytes` may go out, and all at once; of how many bytes. It is fewer where the second has
+    /// no room for more, and when the rate fell while it was waited for: no second of a low rate may hold a slice of a high
+    /// one. Dropped while waiting, it has paid only for what left unpaid before.
     pub async fn pay(&self, bytes: u64) -> Paid {
         let _waits = Waits::new(&self.inner.waiting);
         let mut limiter = self.inner.turn.lock().await;
