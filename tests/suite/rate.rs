@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use forebay::allowance::{End, Standing, Uplink, Zone};
+use forebay::allowance::{End, InForce, Standing, Uplink, Zone};
 use forebay::config::Endpoint;
 use forebay::drain::steering;
 use forebay::pacer::Pacer;
@@ -11,6 +11,7 @@ use forebay::timetable::{Amount, Timetable};
 use forebay::units::{Rate, UnixMs};
 use jiff::tz::{Offset, TimeZone};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::support::agreement::status;
 use crate::support::program::{Program, run, s3_settings};
@@ -268,54 +269,50 @@ async fn while_the_queue_is_away_nothing_can_be_said() {
 }
 
 /// A pacer that follows a timetable, at a place where it is noon in so many seconds.
-async fn steered(
-    queue: &Queue,
-    timetable: &str,
-    noon_in: i64,
-) -> (Pacer, tokio::sync::watch::Receiver<Standing>, DropGuard) {
+async fn steered(queue: &Queue, timetable: &str, noon_in: i64) -> (Pacer, watch::Receiver<Standing>, DropGuard) {
     let rate = Rate(25_000_000);
     let of_day = UnixMs::now().0.div_euclid(1000).rem_euclid(86_400);
     let rules = TimeZone::fixed(Offset::from_seconds((43_200 - noon_in - of_day) as i32).unwrap());
     let timetable = Some(Timetable::parse(timetable, rate).unwrap());
     let uplink = Uplink { rate, share: "20%".parse().unwrap(), timetable, zone: Zone { rules, name: String::new() } };
     let pacer = Pacer::new(rate);
-    let (sender, standing) = tokio::sync::watch::channel(steering::standing(queue, &uplink).await);
+    let (sender, standing) = watch::channel(steering::standing(queue, &uplink).await);
     let stop = CancellationToken::new();
     tokio::spawn(steering::steer(Some(pacer.clone()), queue.clone(), uplink, sender, stop.clone()));
     (pacer, standing, stop.drop_guard())
 }
 
+/// What is in force once `allowance` is.
+async fn another_allowance(standing: &mut watch::Receiver<Standing>, allowance: Rate) -> InForce {
+    let change = standing.wait_for(|standing| standing.in_force.allowance == Some(allowance));
+    tokio::time::timeout(PATIENCE, change).await.expect("another allowance").unwrap().in_force.clone()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pacer_follows_the_timetable() {
     let site = Site::start(&[]).await;
-    let noon_in = 4;
-    let began = Instant::now();
-    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20% 12:00,60%", noon_in).await;
+    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20% 12:00,60%", 4).await;
+    let noon = standing.borrow().in_force.until.expect("the morning ends");
     eventually("the morning's share", async || (pacer.allowance() == Some(Rate(5_000_000))).then_some(())).await;
-    let noon = standing.wait_for(|standing| standing.in_force.allowance == Some(Rate(15_000_000)));
-    let noon = tokio::time::timeout(PATIENCE, noon).await.expect("noon").unwrap().in_force.clone();
-    // the clock's second had begun before
-    assert!((3.0..7.5).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    let afternoon = another_allowance(&mut standing, Rate(15_000_000)).await;
+    assert!(UnixMs::now() >= noon, "before noon");
     assert_eq!(pacer.allowance(), Some(Rate(15_000_000)));
-    let rule = noon.rule.to_string();
+    let rule = afternoon.rule.to_string();
     assert!(rule.starts_with("timetable: every day 12:00, 60%, until ") && rule.ends_with(" 00:00"), "{rule}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_said_holds_while_the_queue_is_away_and_still_ends_by_itself() {
     let site = Site::start(&[]).await;
-    let (pacer, _standing, _stop) = steered(&site.queue, "00:00,20%", 3600).await;
+    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20%", 3600).await;
     let end = End::After(Duration::from_secs(4));
     site.queue.set_rate(Amount::Share("100%".parse().unwrap()), "anna", end).await.unwrap();
-    eventually("the rate that was set", async || (pacer.allowance() == Some(Rate(25_000_000))).then_some(())).await;
+    let end = another_allowance(&mut standing, Rate(25_000_000)).await.until.expect("it ends");
     site.queue.close().await;
-    let began = Instant::now();
     assert!(site.queue.control().await.is_err(), "it is away");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    if began.elapsed() < Duration::from_secs(2) {
-        assert_eq!(pacer.allowance(), Some(Rate(25_000_000)));
-    }
-    eventually("its end", async || (pacer.allowance() == Some(Rate(5_000_000))).then_some(())).await;
+    another_allowance(&mut standing, Rate(5_000_000)).await;
+    assert!(UnixMs::now() >= end, "it was dropped before its end");
+    assert_eq!(pacer.allowance(), Some(Rate(5_000_000)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
