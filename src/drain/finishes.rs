@@ -7,13 +7,17 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
 
-/// How long the first waits for others.
+/// How long the first waits for others…
 const COMPANY: Duration = Duration::from_millis(100);
+/// …and while there are not so many…
+const ENOUGH: usize = 8;
+/// …for how long.
+const COMPANY_OF_FEW: Duration = Duration::from_millis(300);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
 /// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.
@@ -51,12 +55,12 @@ async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Landed>) {
     let mut together = Vec::new();
     while let Some(first) = brought.recv().await {
         together.push(first);
-        let company = tokio::time::sleep(COMPANY);
-        tokio::pin!(company);
+        let first_came = Instant::now();
         while together.len() < TOGETHER_MAX {
-            tokio::select! {
-                Some(one) = brought.recv() => together.push(one),
-                () = &mut company => break,
+            let company = if together.len() < ENOUGH { COMPANY_OF_FEW } else { COMPANY };
+            match timeout_at(first_came + company, brought.recv()).await {
+                Ok(Some(one)) => together.push(one),
+                Ok(None) | Err(_) => break,
             }
         }
         // who was tired of waiting comes again

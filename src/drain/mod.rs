@@ -51,8 +51,10 @@ const CLAIM_MAX: usize = 16;
 /// A claim is a commit, which is much of what an upload costs. So while more waits, so many places are to be free for one, of
 /// few places half of them…
 const CLAIM_WORTH: usize = 4;
-/// …or one for so long.
+/// …or one for so long while others wait for the pacer, so that nothing is lost by it…
 const PLACE_FREE_MAX: Duration = Duration::from_millis(200);
+/// …and for so long while none does: where a store keeps most of them waiting, the others are to pass.
+const PLACE_FREE_MAX_UNFILLED: Duration = Duration::from_millis(10);
 /// With so many uploads that have landed and of which the queue has not heard no more is claimed: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
@@ -234,13 +236,14 @@ impl Drain {
                 Some(_) => width.forget(),
             }
             let mut waits_for_places = false;
+            let free_max = place_free_max(self.pacer.waiting());
             let free = match outage {
                 None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
                 None => {
                     let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
                     let free_for = place_free_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                     let places = width.uploads().saturating_sub(underway.occupying());
-                    let worth = !backlog || is_worth_a_claim(places, width.uploads(), free_for);
+                    let worth = !backlog || is_worth_a_claim(places, width.uploads(), free_for, free_max);
                     waits_for_places = places > 0 && !worth;
                     if worth { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
                 }
@@ -277,7 +280,7 @@ impl Drain {
             self.show(&environment, underway.is_empty());
 
             let landing = underway.landing();
-            let enough_places = place_free_since.unwrap_or_else(Instant::now) + PLACE_FREE_MAX;
+            let enough_places = place_free_since.unwrap_or_else(Instant::now) + free_max;
             tokio::select! {
                 Some(ended) = underway.next_ended() => {
                     match ended.outcome {
@@ -339,9 +342,15 @@ impl Drain {
     }
 }
 
-/// So many places of `width` are free, one of them for so long; whether more is to be claimed for them.
-fn is_worth_a_claim(places: usize, width: usize, free_for: Duration) -> bool {
-    places >= CLAIM_WORTH.min(width / 2) || free_for >= PLACE_FREE_MAX
+/// How long a place may be free when so many wait for the pacer.
+fn place_free_max(waiting: usize) -> Duration {
+    if waiting > 0 { PLACE_FREE_MAX } else { PLACE_FREE_MAX_UNFILLED }
+}
+
+/// So many places of `width` are free, one of them for so long, which it may be for `free_max`; whether more is to be claimed
+/// for them.
+fn is_worth_a_claim(places: usize, width: usize, free_for: Duration, free_max: Duration) -> bool {
+    places >= CLAIM_WORTH.min(width / 2) || free_for >= free_max
 }
 
 /// A queue that is away is logged when it goes and when it is back.
@@ -363,14 +372,15 @@ mod tests {
 
     #[test]
     fn four_free_places_are_worth_a_claim_and_of_few_half() {
-        let worth = |places, width| is_worth_a_claim(places, width, Duration::ZERO);
+        let worth = |places, width| is_worth_a_claim(places, width, Duration::ZERO, PLACE_FREE_MAX);
         assert!(!worth(3, 8) && worth(4, 8) && worth(4, 128));
         assert!(!worth(1, 4) && worth(2, 4));
     }
 
     #[test]
-    fn one_place_that_was_free_for_long_is_worth_a_claim() {
-        assert!(!is_worth_a_claim(1, 8, PLACE_FREE_MAX / 2));
-        assert!(is_worth_a_claim(1, 8, PLACE_FREE_MAX));
+    fn one_place_that_was_free_for_long_is_worth_a_claim_and_for_a_moment_when_nobody_waits_for_the_pacer() {
+        let worth = |free_for, waiting| is_worth_a_claim(1, 8, free_for, place_free_max(waiting));
+        assert!(!worth(PLACE_FREE_MAX / 2, 1) && worth(PLACE_FREE_MAX, 1));
+        assert!(!worth(PLACE_FREE_MAX_UNFILLED / 2, 0) && worth(PLACE_FREE_MAX_UNFILLED, 0));
     }
 }
