@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Drain;
-use super::underway::{Cut, Landing};
+use super::underway::{Cut, Landed, Landing};
 use crate::bucket::{Held, Object};
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
@@ -37,8 +37,6 @@ const PROBE_REST: Duration = Duration::from_secs(5);
 pub enum Outcome {
     /// S3 has it. The queue may not know yet if it is away; then a later attempt finds the object there.
     Uploaded,
-    /// S3 had it already.
-    Found,
     /// The upload itself is at fault, and was charged.
     Charged,
     /// It was charged because the store refuses it, for this.
@@ -64,8 +62,8 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, landing:
             () = cut.stood_still.cancelled() => Err(Failed::StoodStill),
         };
         turn.is_ours();
-        if sent.is_ok() {
-            landing.tell();
+        if let Ok(landed) = sent {
+            landing.tell(landed);
         }
         conclude(drain, &lease, sent).await
     }
@@ -82,8 +80,8 @@ enum Failed {
     GivenUp,
 }
 
-/// True when the object was there already.
-async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<bool, Failed> {
+/// Brings the photo to the bucket, unless it is there already.
+async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<Landed, Failed> {
     let upload = &lease.upload;
     let photo = drain.spool.read(upload.clone()).await.map_err(Failed::Spool)?;
     let object = Object {
@@ -96,7 +94,7 @@ async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<
     if lease.attempt > 1 {
         // the attempt before may have succeeded without anyone hearing of it
         match drain.bucket.confirmed(&object).await {
-            Ok(Held::Yes) => return Ok(true),
+            Ok(Held::Yes) => return Ok(Landed::Found),
             // nothing there, or nothing said, or not these bytes: the key is this upload's alone, so it is written
             Ok(Held::No | Held::NotSaid) | Err(Error::Refused(_)) => {}
             Err(error) => return Err(Failed::Bucket(error)),
@@ -104,10 +102,10 @@ async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<
     }
     crash_points::pass(Point::DrainPut).await.map_err(|e| Failed::Bucket(Error::unavailable("PUT", e)))?;
     if drain.bucket.put(&object).await.map_err(Failed::Bucket)? {
-        return Ok(false);
+        return Ok(Landed::Sent);
     }
     match drain.bucket.confirmed(&object).await.map_err(Failed::Bucket)? {
-        Held::Yes => Ok(false),
+        Held::Yes => Ok(Landed::Sent),
         Held::No => Err(environment("the store answered success, but the object is not there")),
         Held::NotSaid => Err(environment("the store confirms no digest, and HEAD is forbidden: allow s3:GetObject")),
     }
@@ -137,19 +135,17 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
 }
 
 /// Tells the queue.
-async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<bool, Failed>) -> Outcome {
+async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed, Failed>) -> Outcome {
     match sent {
-        Ok(already_there) => {
+        Ok(landed) => {
+            let already_there = landed == Landed::Found;
             drain.suspects.forget(lease.upload.id);
             metrics().attempted(if already_there { "already_there" } else { "uploaded" });
             if !told(|| finish(drain, lease)).await {
                 tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
             }
             tracing::debug!(already_there, "uploaded");
-            match already_there {
-                true => Outcome::Found,
-                false => Outcome::Uploaded,
-            }
+            Outcome::Uploaded
         }
         Err(Failed::Spool(Error::Damaged(why))) => {
             charge(drain, lease, "damaged", &format!("damaged on disk: {why}"), None).await

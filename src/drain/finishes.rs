@@ -1,6 +1,6 @@
 //! What S3 has confirmed, told to the queue: several uploads in one commit, which is much of what an upload costs.
 //!
-//! Their places are free meanwhile. Always: an upload that has landed waits only a moment for others; a queue that does not
+//! Their places are free meanwhile. Always: an upload that has landed waits a moment for others; a queue that does not
 //! answer is given up in time for the attempts to try again. Never: told as finished before the commit that says so; what a
 //! crash keeps from being told, a later attempt finds in the bucket.
 
@@ -12,12 +12,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
 
-/// How long the first waits for others…
-const COMPANY: Duration = Duration::from_millis(100);
-/// …and while there are not so many…
-const ENOUGH: usize = 8;
-/// …for how long.
+/// How long the first waits for others while they are fewer than that…
 const COMPANY_OF_FEW: Duration = Duration::from_millis(300);
+const ENOUGH: usize = 8;
+/// …and when they are not.
+const COMPANY: Duration = Duration::from_millis(100);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
 /// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.
@@ -31,6 +30,7 @@ pub struct Finishes {
 
 struct Landed {
     lease: Lease,
+    at: Instant,
     told: oneshot::Sender<Result<bool>>,
 }
 
@@ -46,23 +46,28 @@ impl Finishes {
     pub async fn finish(&self, lease: &Lease) -> Result<bool> {
         let closed = || Error::Unavailable("nobody tells the queue any more".to_owned());
         let (told, answered) = oneshot::channel();
-        self.landed.send(Landed { lease: lease.clone(), told }).await.map_err(|_| closed())?;
+        self.landed.send(Landed { lease: lease.clone(), at: Instant::now(), told }).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())?
+    }
+}
+
+/// Waits for others to be told together with the first, which landed then.
+async fn company<T>(brought: &mut mpsc::Receiver<T>, together: &mut Vec<T>, landed_at: Instant) {
+    while together.len() < TOGETHER_MAX {
+        let longest = if together.len() < ENOUGH { COMPANY_OF_FEW } else { COMPANY };
+        match timeout_at(landed_at + longest, brought.recv()).await {
+            Ok(Some(one)) => together.push(one),
+            Ok(None) | Err(_) => break,
+        }
     }
 }
 
 async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Landed>) {
     let mut together = Vec::new();
     while let Some(first) = brought.recv().await {
+        let landed_at = first.at;
         together.push(first);
-        let first_came = Instant::now();
-        while together.len() < TOGETHER_MAX {
-            let company = if together.len() < ENOUGH { COMPANY_OF_FEW } else { COMPANY };
-            match timeout_at(first_came + company, brought.recv()).await {
-                Ok(Some(one)) => together.push(one),
-                Ok(None) | Err(_) => break,
-            }
-        }
+        company(&mut brought, &mut together, landed_at).await;
         // who was tired of waiting comes again
         together.retain(|one| !one.told.is_closed());
         let leases: Vec<&Lease> = together.iter().map(|one| &one.lease).collect();
@@ -73,5 +78,37 @@ async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Landed>) {
         for (one, finished) in together.drain(..).zip(finished) {
             let _ = one.told.send(finished);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many are told together, and after how long, when they land so many milliseconds after the first.
+    async fn told_together(landing_ms: &[u64]) -> (usize, u64) {
+        let (landed, mut brought) = mpsc::channel(TOGETHER_MAX);
+        let (began, mut together) = (Instant::now(), vec![()]);
+        let landings = async {
+            for ms in landing_ms {
+                tokio::time::sleep_until(began + Duration::from_millis(*ms)).await;
+                landed.send(()).await.unwrap();
+            }
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            () = company(&mut brought, &mut together, began) => {}
+            () = landings => {}
+        }
+        (together.len(), began.elapsed().as_millis() as u64)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_waits_long_for_a_few_and_less_for_many() {
+        assert_eq!(told_together(&[]).await, (1, 300));
+        assert_eq!(told_together(&[50, 100, 150, 200, 250, 299, 301]).await, (7, 300));
+        assert_eq!(told_together(&[1, 2, 3, 4, 5, 6, 7, 99, 101]).await, (9, 100));
+        assert_eq!(told_together(&[10, 20, 30, 40, 50, 60, 150, 160]).await, (8, 150));
+        assert_eq!(told_together(&[1; 100]).await, (TOGETHER_MAX, 1));
     }
 }

@@ -51,10 +51,10 @@ const CLAIM_MAX: usize = 16;
 /// A claim is a commit, which is much of what an upload costs. So while more waits, so many places are to be free for one, of
 /// few places half of them…
 const CLAIM_WORTH: usize = 4;
-/// …or one for so long while others wait for the pacer, so that nothing is lost by it…
+/// …or one for so long…
 const PLACE_FREE_MAX: Duration = Duration::from_millis(200);
-/// …and for so long while none does: where a store keeps most of them waiting, the others are to pass.
-const PLACE_FREE_MAX_UNFILLED: Duration = Duration::from_millis(10);
+/// …or, where nobody waits for the pacer, one since the last upload landed so long ago: a store may keep all others waiting.
+const NOBODY_LANDS: Duration = Duration::from_millis(50);
 /// With so many uploads that have landed and of which the queue has not heard no more is claimed: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
@@ -168,7 +168,8 @@ impl Drain {
         let mut sent_bytes = self.pacer.sent_bytes();
         // the queue had as many as were asked for
         let mut backlog = false;
-        let mut place_free_since = None;
+        let mut place_free_since: Option<Instant> = None;
+        let mut landed_at = Instant::now();
         let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
@@ -219,6 +220,10 @@ impl Drain {
                 continue;
             };
             underway.cut_dead();
+            if underway.see_landed() {
+                landed_at = Instant::now();
+                environment.works();
+            }
             let outage = environment.outage_since();
             match outage {
                 None => width.look(
@@ -236,14 +241,15 @@ impl Drain {
                 Some(_) => width.forget(),
             }
             let mut waits_for_places = false;
-            let free_max = place_free_max(self.pacer.waiting());
+            let place_free_until =
+                place_free_until(place_free_since.unwrap_or_else(Instant::now), landed_at, self.pacer.waiting());
             let free = match outage {
                 None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
                 None => {
                     let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
-                    let free_for = place_free_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                     let places = width.uploads().saturating_sub(underway.occupying());
-                    let worth = !backlog || is_worth_a_claim(places, width.uploads(), free_for, free_max);
+                    let due = place_free_since.is_some() && Instant::now() >= place_free_until;
+                    let worth = !backlog || due || is_worth_a_claim(places, width.uploads());
                     waits_for_places = places > 0 && !worth;
                     if worth { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
                 }
@@ -280,26 +286,24 @@ impl Drain {
             self.show(&environment, underway.is_empty());
 
             let landing = underway.landing();
-            let enough_places = place_free_since.unwrap_or_else(Instant::now) + free_max;
             tokio::select! {
-                Some(ended) = underway.next_ended() => {
-                    match ended.outcome {
+                Some(outcome) = underway.next_ended() => {
+                    // what landed before it comes first, though the queue may not have heard of it
+                    if underway.see_landed() {
+                        landed_at = Instant::now();
+                        environment.works();
+                    }
+                    match outcome {
                         Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
-                        Outcome::Uploaded => {
-                            environment.works();
-                            underway.passed(ended.began);
-                        }
-                        // a question that was answered says nothing of photos
-                        Outcome::Found => environment.works(),
                         Outcome::Refused(upload, why) => environment.refused(upload, why),
-                        Outcome::Charged | Outcome::GivenUp => {}
+                        Outcome::Uploaded | Outcome::Charged | Outcome::GivenUp => {}
                     }
                     // attempts that end now look whether it is an outage
                     self.show(&environment, underway.is_empty());
                 }
                 // its place is free
                 () = landing, if !idle => {}
-                () = sleep_until(enough_places), if waits_for_places => {}
+                () = sleep_until(place_free_until), if waits_for_places => {}
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}
@@ -342,15 +346,19 @@ impl Drain {
     }
 }
 
-/// How long a place may be free when so many wait for the pacer.
-fn place_free_max(waiting: usize) -> Duration {
-    if waiting > 0 { PLACE_FREE_MAX } else { PLACE_FREE_MAX_UNFILLED }
+/// So many places of `width` are free; whether that is worth a claim.
+fn is_worth_a_claim(places: usize, width: usize) -> bool {
+    places >= CLAIM_WORTH.min(width / 2)
 }
 
-/// So many places of `width` are free, one of them for so long, which it may be for `free_max`; whether more is to be claimed
-/// for them.
-fn is_worth_a_claim(places: usize, width: usize, free_for: Duration, free_max: Duration) -> bool {
-    places >= CLAIM_WORTH.min(width / 2) || free_for >= free_max
+/// Until when a place that is free waits for others, when an upload landed last then, and so many wait for the pacer. While
+/// anyone does, nothing is lost by it.
+fn place_free_until(free_since: Instant, landed_at: Instant, waiting: usize) -> Instant {
+    let longest = free_since + PLACE_FREE_MAX;
+    match waiting {
+        0 => longest.min(free_since.max(landed_at) + NOBODY_LANDS),
+        _ => longest,
+    }
 }
 
 /// A queue that is away is logged when it goes and when it is back.
@@ -372,15 +380,19 @@ mod tests {
 
     #[test]
     fn four_free_places_are_worth_a_claim_and_of_few_half() {
-        let worth = |places, width| is_worth_a_claim(places, width, Duration::ZERO, PLACE_FREE_MAX);
-        assert!(!worth(3, 8) && worth(4, 8) && worth(4, 128));
-        assert!(!worth(1, 4) && worth(2, 4));
+        assert!(!is_worth_a_claim(3, 8) && is_worth_a_claim(4, 8) && is_worth_a_claim(4, 128));
+        assert!(!is_worth_a_claim(1, 4) && is_worth_a_claim(2, 4));
     }
 
     #[test]
-    fn one_place_that_was_free_for_long_is_worth_a_claim_and_for_a_moment_when_nobody_waits_for_the_pacer() {
-        let worth = |free_for, waiting| is_worth_a_claim(1, 8, free_for, place_free_max(waiting));
-        assert!(!worth(PLACE_FREE_MAX / 2, 1) && worth(PLACE_FREE_MAX, 1));
-        assert!(!worth(PLACE_FREE_MAX_UNFILLED / 2, 0) && worth(PLACE_FREE_MAX_UNFILLED, 0));
+    fn a_free_place_waits_for_others_while_uploads_land_or_wait_for_the_pacer_but_not_for_long() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let waits = |landed_ms, waiting| place_free_until(now, now + ms(landed_ms), waiting) - now;
+        assert_eq!(waits(0, 1), PLACE_FREE_MAX);
+        assert_eq!(waits(0, 0), NOBODY_LANDS);
+        assert_eq!(waits(40, 0), ms(40) + NOBODY_LANDS);
+        assert_eq!(waits(190, 0), PLACE_FREE_MAX);
+        // its place was free before the last landed
+        assert_eq!(place_free_until(now + ms(10), now, 0) - now, ms(10) + NOBODY_LANDS);
     }
 }

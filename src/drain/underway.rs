@@ -5,8 +5,7 @@
 //! began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the pacer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -33,8 +32,10 @@ pub struct Underway {
     uploads: HashMap<Id, OnItsWay>,
     /// When the latest of those that have passed began.
     passed_began: Option<Instant>,
-    /// One has landed since somebody last looked.
+    /// One has landed since somebody last looked; whoever waits is called.
     any_landed: Arc<Notify>,
+    /// One has landed and ended since somebody last looked.
+    landed_and_ended: bool,
 }
 
 struct OnItsWay {
@@ -44,18 +45,29 @@ struct OnItsWay {
     turn: Turn,
     cut: Cut,
     landing: Landing,
+    /// It has landed, and was seen to have.
+    seen: bool,
 }
 
-/// By which an attempt tells that the bucket has its photo.
+/// That the bucket has the photo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landed {
+    /// It was sent.
+    Sent,
+    /// It was there already, which says nothing of the way for photos.
+    Found,
+}
+
+/// By which an attempt tells that it has landed.
 #[derive(Clone)]
 pub struct Landing {
-    landed: Arc<AtomicBool>,
+    landed: Arc<OnceLock<Landed>>,
     any: Arc<Notify>,
 }
 
 impl Landing {
-    pub fn tell(&self) {
-        self.landed.store(true, Ordering::Relaxed);
+    pub fn tell(&self, landed: Landed) {
+        let _ = self.landed.set(landed); // it lands once
         self.any.notify_one();
     }
 }
@@ -76,16 +88,20 @@ impl OnItsWay {
         self.still_since().is_some_and(|since| since.elapsed() >= given)
     }
 
+    /// Whether it has landed without having been seen to. `passed_began` is when the latest of those that were sent began.
+    fn see_landed(&mut self, passed_began: &mut Option<Instant>) -> bool {
+        let Some(landed) = self.landing.landed.get().filter(|_| !self.seen) else { return false };
+        self.seen = true;
+        if *landed == Landed::Sent {
+            *passed_began = (*passed_began).max(Some(self.began));
+        }
+        true
+    }
+
     /// Since when it stands still, if it does.
     fn still_since(&self) -> Option<Instant> {
         self.turn.theirs_since().filter(|since| since.elapsed() >= STILL)
     }
-}
-
-/// How one upload ended.
-pub struct Ended {
-    pub outcome: Outcome,
-    pub began: Instant,
 }
 
 impl Underway {
@@ -110,7 +126,7 @@ impl Underway {
     }
 
     fn not_landed(&self) -> impl Iterator<Item = &OnItsWay> {
-        self.uploads.values().filter(|upload| !upload.landing.landed.load(Ordering::Relaxed))
+        self.uploads.values().filter(|upload| upload.landing.landed.get().is_none())
     }
 
     /// Resolves when one has landed since the last call.
@@ -151,14 +167,15 @@ impl Underway {
             turn: turn.clone(),
             cut: cut.clone(),
             landing: landing.clone(),
+            seen: false,
         };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, landing).await });
         self.uploads.insert(task.id(), on_its_way);
     }
 
-    /// The next that ends; none when none is on its way. May be dropped while waiting.
-    pub async fn next_ended(&mut self) -> Option<Ended> {
+    /// How the next ends; none when none is on its way. May be dropped while waiting.
+    pub async fn next_ended(&mut self) -> Option<Outcome> {
         let ended = self.tasks.join_next_with_id().await?;
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
@@ -167,13 +184,19 @@ impl Underway {
                 (error.id(), Outcome::GivenUp)
             }
         };
-        let began = self.uploads.remove(&id).map_or_else(Instant::now, |upload| upload.began);
-        Some(Ended { outcome, began })
+        if let Some(mut upload) = self.uploads.remove(&id) {
+            self.landed_and_ended |= upload.see_landed(&mut self.passed_began);
+        }
+        Some(outcome)
     }
 
-    /// One that began at this moment has brought its photo to the bucket.
-    pub fn passed(&mut self, began: Instant) {
-        self.passed_began = self.passed_began.max(Some(began));
+    /// Whether any has landed since the last call.
+    pub fn see_landed(&mut self) -> bool {
+        let mut any = std::mem::take(&mut self.landed_and_ended);
+        for upload in self.uploads.values_mut() {
+            any |= upload.see_landed(&mut self.passed_began);
+        }
+        any
     }
 
     /// Cuts those that have stood still for longer than they are given while others passed.
@@ -194,5 +217,7 @@ impl Underway {
     pub async fn cut_all(&mut self) {
         self.uploads.values().for_each(|upload| upload.cut.given_up.cancel());
         while self.next_ended().await.is_some() {}
+        // of what comes after, they say nothing
+        self.landed_and_ended = false;
     }
 }

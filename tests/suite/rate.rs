@@ -291,11 +291,15 @@ async fn another_allowance(standing: &mut watch::Receiver<Standing>, allowance: 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pacer_follows_the_timetable() {
     let site = Site::start(&[]).await;
-    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20% 12:00,60%", 4).await;
-    let noon = standing.borrow().in_force.until.expect("the morning ends");
-    eventually("the morning's share", async || (pacer.allowance() == Some(Rate(5_000_000))).then_some(())).await;
+    let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20% 12:00,60%", 6).await;
+    let morning = standing.borrow().in_force.clone();
+    assert_eq!(morning.allowance, Some(Rate(5_000_000)));
+    let noon = morning.until.expect("it ends");
+    let morning_or_over = async || (pacer.allowance() == morning.allowance || UnixMs::now() >= noon).then_some(());
+    eventually("the morning's share", morning_or_over).await;
     let afternoon = another_allowance(&mut standing, Rate(15_000_000)).await;
-    assert!(UnixMs::now() >= noon, "before noon");
+    let changed = UnixMs::now();
+    assert!(changed >= noon && changed.since(noon) < SOON, "{changed}, not {noon}");
     assert_eq!(pacer.allowance(), Some(Rate(15_000_000)));
     let rule = afternoon.rule.to_string();
     assert!(rule.starts_with("timetable: every day 12:00, 60%, until ") && rule.ends_with(" 00:00"), "{rule}");
@@ -305,11 +309,13 @@ async fn the_pacer_follows_the_timetable() {
 async fn what_was_said_holds_while_the_queue_is_away_and_still_ends_by_itself() {
     let site = Site::start(&[]).await;
     let (pacer, mut standing, _stop) = steered(&site.queue, "00:00,20%", 3600).await;
-    let end = End::After(Duration::from_secs(4));
+    let end = End::After(Duration::from_secs(6));
     site.queue.set_rate(Amount::Share("100%".parse().unwrap()), "anna", end).await.unwrap();
     let end = another_allowance(&mut standing, Rate(25_000_000)).await.until.expect("it ends");
     site.queue.close().await;
     assert!(site.queue.control().await.is_err(), "it is away");
+    let held = pacer.allowance();
+    assert!(held == Some(Rate(25_000_000)) || UnixMs::now() >= end, "{held:?}");
     another_allowance(&mut standing, Rate(5_000_000)).await;
     assert!(UnixMs::now() >= end, "it was dropped before its end");
     assert_eq!(pacer.allowance(), Some(Rate(5_000_000)));

@@ -207,6 +207,30 @@ async fn single_faults_among_many_uploads_do_not_stop_the_drain() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn photos_that_land_count_against_faults_before_the_queue_has_heard_of_them() {
+    let site = Site::start(&[("s3-key", "{device}/{id}")]).await;
+    let (_direct, proxy, bucket) = faulty_bucket().await;
+    let mut sound = Vec::new();
+    for number in 0..60 {
+        // devices take turns, so that every fifth is at fault
+        let device = if number % 5 == 0 { "wrong" } else { &format!("cam-{}", number % 5) };
+        let record = site.accept(device, &photo(number)).await;
+        sound.extend((device != "wrong").then_some(record));
+    }
+    proxy.set(Mood::ForKeysWith("/wrong/", Fault::InternalError));
+    let mut pouring = pour(&site, &bucket, FAST);
+    let paused =
+        tokio::spawn(
+            async move { pouring.condition.wait_for(|c| matches!(c, Condition::Paused { .. })).await.is_ok() },
+        );
+    for record in &sound {
+        in_state(&site, record, State::Uploaded).await;
+    }
+    assert!(proxy.faults() >= 5, "{} faults", proxy.faults());
+    assert!(!paused.is_finished(), "the drain paused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_never_pass_do_not_keep_an_outage_from_ending() {
     let site = Site::start(&[("s3-key", "{device}/{id}")]).await;
     let (_direct, proxy, bucket) = faulty_bucket().await;
