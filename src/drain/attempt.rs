@@ -39,10 +39,10 @@ pub enum Outcome {
     Uploaded,
     /// The upload itself is at fault, and was charged.
     Charged,
-    /// It was charged because the store refuses it, for this.
-    Refused(UploadId, String),
-    /// The environment is at fault; nobody was charged.
-    Environment(String),
+    /// It was charged because the store refused it then, for this.
+    Refused(UploadId, String, Instant),
+    /// The environment was at fault then; nobody was charged.
+    Environment(String, Instant),
     /// Somebody else holds the lease, or the process is stopping.
     GivenUp,
 }
@@ -136,6 +136,8 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
 
 /// Tells the queue.
 async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed, Failed>) -> Outcome {
+    // the queue may take long to hear of it
+    let at = Instant::now();
     match sent {
         Ok(landed) => {
             let already_there = landed == Landed::Found;
@@ -167,7 +169,7 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed
         Err(Failed::Spool(error) | Failed::Bucket(error)) => {
             metrics().attempted("environment");
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
-            Outcome::Environment(error.to_string())
+            Outcome::Environment(error.to_string(), at)
         }
         Err(Failed::StoodStill) => {
             metrics().attempted("environment");
@@ -193,6 +195,7 @@ async fn finish(drain: &Drain, lease: &Lease) -> Result<bool> {
 
 /// Charges a failure; without a rest, or after too many, the upload is set aside.
 async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, rest: Option<Duration>) -> Outcome {
+    let failed_at = Instant::now();
     metrics().attempted(outcome);
     let rest =
         rest.filter(|_| lease.failures + 1 < FAILURES_MAX).map(|rest| rest * 2u32.pow(lease.failures.max(0) as u32));
@@ -207,7 +210,7 @@ async fn charge(drain: &Drain, lease: &Lease, outcome: &'static str, why: &str, 
     }
     let _ = told(|| drain.queue.charge(lease, why, rest)).await;
     match outcome {
-        "refused" => Outcome::Refused(lease.upload.id, why.to_owned()),
+        "refused" => Outcome::Refused(lease.upload.id, why.to_owned(), failed_at),
         _ => Outcome::Charged,
     }
 }

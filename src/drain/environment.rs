@@ -24,6 +24,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How the way to the bucket does.
 #[derive(Debug, Default)]
 pub struct Environment {
+    /// When the latest upload passed, that counts. Faults and refusals before it are in no row with those behind it, however
+    /// late they are told of.
+    passed_at: Option<Instant>,
     faults_in_a_row: u32,
     refused_in_a_row: HashSet<UploadId>,
     outage: Option<Outage>,
@@ -42,19 +45,21 @@ struct Outage {
 }
 
 impl Environment {
-    /// An upload failed by the environment's fault; `others` are on their way and may tell more.
-    pub fn failed(&mut self, reason: String, others: bool) {
-        self.faults_in_a_row += 1;
-        let now = Instant::now();
+    /// An upload failed then by the environment's fault; `others` are on their way, or have just landed.
+    pub fn failed(&mut self, reason: String, at: Instant, others: bool) {
+        let passed_since = self.passed_since(at);
+        if !passed_since {
+            self.faults_in_a_row += 1;
+        }
         match &mut self.outage {
-            None if others && self.faults_in_a_row < FAULTS_IN_A_ROW => {
+            None if passed_since || others && self.faults_in_a_row < FAULTS_IN_A_ROW => {
                 tracing::debug!(reason, "a fault of the environment");
             }
             None => self.begin(reason, PAUSE_MIN),
             Some(outage) => {
                 outage.faults += 1;
                 // several were on their way when it broke; they are one fault
-                if outage.rests_until <= now {
+                if outage.rests_until <= at {
                     outage.probes += 1;
                     let rest = PAUSE_MIN.saturating_mul(1 << outage.probes.min(10)).min(PAUSE_MAX);
                     (outage.rests_until, outage.until) = after(rest.mul_f64(rand::random_range(0.8..1.0)));
@@ -64,9 +69,11 @@ impl Environment {
         }
     }
 
-    /// The store refused an upload by its own fault, as it seems.
-    pub fn refused(&mut self, upload: UploadId, why: String) {
-        self.refused_in_a_row.insert(upload);
+    /// The store refused an upload then by its own fault, as it seems.
+    pub fn refused(&mut self, upload: UploadId, why: String, at: Instant) {
+        if !self.passed_since(at) {
+            self.refused_in_a_row.insert(upload);
+        }
         if self.outage.is_none() && self.refused_in_a_row.len() >= REFUSED_IN_A_ROW {
             self.begin(format!("every upload is refused, the last one for this: {why}"), PAUSE_MIN);
         }
@@ -94,12 +101,18 @@ impl Environment {
         });
     }
 
-    /// An upload passed.
-    pub fn works(&mut self) {
+    fn passed_since(&self, at: Instant) -> bool {
+        self.passed_at.is_some_and(|passed_at| passed_at > at)
+    }
+
+    /// An upload passed then, the latest of all. To say so again changes nothing.
+    pub fn works(&mut self, at: Instant) {
         // what was on its way when the pause began says nothing of its end
-        if self.rests_until().is_some() {
+        let in_a_rest = self.outage.as_ref().is_some_and(|outage| at < outage.rests_until);
+        if in_a_rest || self.passed_at == Some(at) {
             return;
         }
+        self.passed_at = Some(at);
         self.faults_in_a_row = 0;
         self.refused_in_a_row.clear();
         if let Some(over) = self.outage.take() {
@@ -142,9 +155,9 @@ mod tests {
     fn a_fault_that_others_survive_does_not_pause_the_drain() {
         let mut environment = Environment::default();
         for _ in 0..10 {
-            environment.failed("503".to_owned(), true);
-            environment.failed("503".to_owned(), true);
-            environment.works();
+            environment.failed("503".to_owned(), Instant::now(), true);
+            environment.failed("503".to_owned(), Instant::now(), true);
+            environment.works(Instant::now());
         }
         assert_eq!(environment.paused(), None);
         assert_eq!(environment.outage_since(), None);
@@ -154,27 +167,54 @@ mod tests {
     fn a_row_of_faults_pauses_it_and_one_upload_probes() {
         let mut environment = Environment::default();
         for _ in 0..FAULTS_IN_A_ROW {
-            environment.failed("503".to_owned(), true);
+            environment.failed("503".to_owned(), Instant::now(), true);
         }
         assert!(environment.paused().is_some() && environment.rests_until().is_some());
         assert!(environment.outage_since().is_some());
-        environment.works();
+        environment.works(Instant::now());
         assert!(environment.paused().is_some(), "it was on its way before");
+    }
+
+    #[test]
+    fn faults_between_which_an_upload_passed_are_in_no_row_however_late_they_are_told_of() {
+        let (mut environment, start) = (Environment::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        environment.works(at(50));
+        let told_late = |environment: &mut Environment, ms| {
+            environment.failed("503".to_owned(), at(ms), true);
+            environment.refused(UploadId::new(), "BadDigest".to_owned(), at(ms));
+        };
+        (10..20).chain(60..64).for_each(|ms| told_late(&mut environment, ms));
+        environment.works(at(50)); // the same as before
+        assert_eq!(environment.paused(), None);
+        told_late(&mut environment, 64);
+        assert!(environment.paused().is_some());
+    }
+
+    #[test]
+    fn what_passed_in_a_rest_does_not_end_it_when_it_is_seen_later() {
+        let (mut environment, start) = (Environment::default(), Instant::now());
+        environment.failed("no route".to_owned(), start, false);
+        let rests_until = environment.rests_until().expect("a rest");
+        environment.works(start + PAUSE_MIN / 10);
+        assert!(environment.paused().is_some());
+        environment.works(rests_until);
+        assert_eq!(environment.paused(), None);
     }
 
     #[test]
     fn a_fault_pauses_it_at_once_when_nothing_else_is_on_its_way() {
         let mut environment = Environment::default();
-        environment.failed("no route".to_owned(), false);
+        environment.failed("no route".to_owned(), Instant::now(), false);
         assert!(matches!(environment.paused(), Some(Condition::Paused { reason, .. }) if reason == "no route"));
     }
 
     #[test]
     fn uploads_that_are_all_refused_are_an_outage_and_one_that_is_refused_again_and_again_is_none() {
         let (mut environment, upload) = (Environment::default(), UploadId::new());
-        (0..20).for_each(|_| environment.refused(upload, "BadDigest".to_owned()));
+        (0..20).for_each(|_| environment.refused(upload, "BadDigest".to_owned(), Instant::now()));
         assert_eq!(environment.outage_since(), None);
-        (0..4).for_each(|_| environment.refused(UploadId::new(), "BadDigest".to_owned()));
+        (0..4).for_each(|_| environment.refused(UploadId::new(), "BadDigest".to_owned(), Instant::now()));
         assert!(environment.paused().is_some());
     }
 
@@ -183,7 +223,7 @@ mod tests {
         let mut environment = Environment::default();
         environment.hangs();
         assert!(environment.paused().is_some() && environment.rests_until().is_none());
-        environment.works();
+        environment.works(Instant::now());
         assert_eq!(environment.paused(), None);
     }
 }

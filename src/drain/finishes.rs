@@ -12,11 +12,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
 
-/// How long the first waits for others while they are fewer than that…
-const COMPANY_OF_FEW: Duration = Duration::from_millis(300);
+/// So many are enough for a commit…
 const ENOUGH: usize = 8;
-/// …and when they are not.
+/// …when the first has waited for so long…
 const COMPANY: Duration = Duration::from_millis(100);
+/// …and fewer when it has waited for so long.
+const COMPANY_OF_FEW: Duration = Duration::from_millis(300);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
 /// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.
@@ -25,10 +26,10 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where attempts are brought that have landed. Cheap to clone; its task ends with the last of its clones.
 #[derive(Clone)]
 pub struct Finishes {
-    landed: mpsc::Sender<Landed>,
+    landed: mpsc::Sender<Brought>,
 }
 
-struct Landed {
+struct Brought {
     lease: Lease,
     at: Instant,
     told: oneshot::Sender<Result<bool>>,
@@ -46,28 +47,28 @@ impl Finishes {
     pub async fn finish(&self, lease: &Lease) -> Result<bool> {
         let closed = || Error::Unavailable("nobody tells the queue any more".to_owned());
         let (told, answered) = oneshot::channel();
-        self.landed.send(Landed { lease: lease.clone(), at: Instant::now(), told }).await.map_err(|_| closed())?;
+        self.landed.send(Brought { lease: lease.clone(), at: Instant::now(), told }).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())?
     }
 }
 
-/// Waits for others to be told together with the first, which landed then.
-async fn company<T>(brought: &mut mpsc::Receiver<T>, together: &mut Vec<T>, landed_at: Instant) {
+/// Waits for others to be told together with the first, which was brought then.
+async fn company<T>(brought: &mut mpsc::Receiver<T>, together: &mut Vec<T>, first_at: Instant) {
     while together.len() < TOGETHER_MAX {
         let longest = if together.len() < ENOUGH { COMPANY_OF_FEW } else { COMPANY };
-        match timeout_at(landed_at + longest, brought.recv()).await {
+        match timeout_at(first_at + longest, brought.recv()).await {
             Ok(Some(one)) => together.push(one),
             Ok(None) | Err(_) => break,
         }
     }
 }
 
-async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Landed>) {
+async fn finish_all(queue: Queue, mut brought: mpsc::Receiver<Brought>) {
     let mut together = Vec::new();
     while let Some(first) = brought.recv().await {
-        let landed_at = first.at;
+        let first_at = first.at;
         together.push(first);
-        company(&mut brought, &mut together, landed_at).await;
+        company(&mut brought, &mut together, first_at).await;
         // who was tired of waiting comes again
         together.retain(|one| !one.told.is_closed());
         let leases: Vec<&Lease> = together.iter().map(|one| &one.lease).collect();

@@ -53,8 +53,8 @@ const CLAIM_MAX: usize = 16;
 const CLAIM_WORTH: usize = 4;
 /// …or one for so long…
 const PLACE_FREE_MAX: Duration = Duration::from_millis(200);
-/// …or, where nobody waits for the pacer, one since the last upload landed so long ago: a store may keep all others waiting.
-const NOBODY_LANDS: Duration = Duration::from_millis(50);
+/// …or, where nobody waits for the pacer, one while none lands for so long: a store may keep all others waiting.
+const NOBODY_LANDS: Duration = Duration::from_millis(30);
 /// With so many uploads that have landed and of which the queue has not heard no more is claimed: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
@@ -169,7 +169,6 @@ impl Drain {
         // the queue had as many as were asked for
         let mut backlog = false;
         let mut place_free_since: Option<Instant> = None;
-        let mut landed_at = Instant::now();
         let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
@@ -220,10 +219,7 @@ impl Drain {
                 continue;
             };
             underway.cut_dead();
-            if underway.see_landed() {
-                landed_at = Instant::now();
-                environment.works();
-            }
+            self.see_landed(&underway, &mut environment);
             let outage = environment.outage_since();
             match outage {
                 None => width.look(
@@ -241,8 +237,11 @@ impl Drain {
                 Some(_) => width.forget(),
             }
             let mut waits_for_places = false;
-            let place_free_until =
-                place_free_until(place_free_since.unwrap_or_else(Instant::now), landed_at, self.pacer.waiting());
+            let place_free_until = place_free_until(
+                place_free_since.unwrap_or_else(Instant::now),
+                underway.landed_at(),
+                self.pacer.waiting(),
+            );
             let free = match outage {
                 None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
                 None => {
@@ -288,14 +287,10 @@ impl Drain {
             let landing = underway.landing();
             tokio::select! {
                 Some(outcome) = underway.next_ended() => {
-                    // what landed before it comes first, though the queue may not have heard of it
-                    if underway.see_landed() {
-                        landed_at = Instant::now();
-                        environment.works();
-                    }
+                    self.see_landed(&underway, &mut environment);
                     match outcome {
-                        Outcome::Environment(reason) => environment.failed(reason, underway.moving() > 0),
-                        Outcome::Refused(upload, why) => environment.refused(upload, why),
+                        Outcome::Environment(reason, at) => environment.failed(reason, at, underway.moving() > 0),
+                        Outcome::Refused(upload, why, at) => environment.refused(upload, why, at),
                         Outcome::Uploaded | Outcome::Charged | Outcome::GivenUp => {}
                     }
                     // attempts that end now look whether it is an outage
@@ -333,6 +328,15 @@ impl Drain {
         leadership.resign().await;
     }
 
+    /// What has landed has passed, whether the queue has heard of it or not.
+    fn see_landed(&self, underway: &Underway, environment: &mut Environment) {
+        if let Some(at) = underway.landed_at() {
+            environment.works(at);
+            // attempts that end now look whether it is an outage
+            self.show(environment, underway.is_empty());
+        }
+    }
+
     fn show(&self, environment: &Environment, nothing_on_its_way: bool) {
         let condition = environment.paused().unwrap_or(match nothing_on_its_way {
             true => Condition::Idle,
@@ -351,12 +355,12 @@ fn is_worth_a_claim(places: usize, width: usize) -> bool {
     places >= CLAIM_WORTH.min(width / 2)
 }
 
-/// Until when a place that is free waits for others, when an upload landed last then, and so many wait for the pacer. While
-/// anyone does, nothing is lost by it.
-fn place_free_until(free_since: Instant, landed_at: Instant, waiting: usize) -> Instant {
+/// Until when a place that is free waits for others, when so many wait for the pacer: while anyone does, nothing is lost by it.
+/// `landed_at` is when the latest upload landed.
+fn place_free_until(free_since: Instant, landed_at: Option<Instant>, waiting: usize) -> Instant {
     let longest = free_since + PLACE_FREE_MAX;
     match waiting {
-        0 => longest.min(free_since.max(landed_at) + NOBODY_LANDS),
+        0 => longest.min(landed_at.map_or(free_since, |at| at.max(free_since)) + NOBODY_LANDS),
         _ => longest,
     }
 }
@@ -387,12 +391,13 @@ mod tests {
     #[test]
     fn a_free_place_waits_for_others_while_uploads_land_or_wait_for_the_pacer_but_not_for_long() {
         let (now, ms) = (Instant::now(), Duration::from_millis);
-        let waits = |landed_ms, waiting| place_free_until(now, now + ms(landed_ms), waiting) - now;
+        let waits = |landed_ms, waiting| place_free_until(now, Some(now + ms(landed_ms)), waiting) - now;
         assert_eq!(waits(0, 1), PLACE_FREE_MAX);
         assert_eq!(waits(0, 0), NOBODY_LANDS);
-        assert_eq!(waits(40, 0), ms(40) + NOBODY_LANDS);
+        assert_eq!(waits(20, 0), ms(20) + NOBODY_LANDS);
         assert_eq!(waits(190, 0), PLACE_FREE_MAX);
-        // its place was free before the last landed
-        assert_eq!(place_free_until(now + ms(10), now, 0) - now, ms(10) + NOBODY_LANDS);
+        // it came free after the latest landed, or before any has
+        assert_eq!(place_free_until(now + ms(10), Some(now), 0) - now, ms(10) + NOBODY_LANDS);
+        assert_eq!(place_free_until(now, None, 0) - now, NOBODY_LANDS);
     }
 }

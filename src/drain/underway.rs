@@ -5,7 +5,8 @@
 //! began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the pacer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -30,12 +31,7 @@ const PATIENCE_ALONE: Duration = Duration::from_secs(8);
 pub struct Underway {
     tasks: JoinSet<Outcome>,
     uploads: HashMap<Id, OnItsWay>,
-    /// When the latest of those that have passed began.
-    passed_began: Option<Instant>,
-    /// One has landed since somebody last looked; whoever waits is called.
-    any_landed: Arc<Notify>,
-    /// One has landed and ended since somebody last looked.
-    landed_and_ended: bool,
+    landings: Landings,
 }
 
 struct OnItsWay {
@@ -44,9 +40,7 @@ struct OnItsWay {
     attempt: i32,
     turn: Turn,
     cut: Cut,
-    landing: Landing,
-    /// It has landed, and was seen to have.
-    seen: bool,
+    landed: Arc<AtomicBool>,
 }
 
 /// That the bucket has the photo.
@@ -59,16 +53,44 @@ pub enum Landed {
 }
 
 /// By which an attempt tells that it has landed.
-#[derive(Clone)]
 pub struct Landing {
-    landed: Arc<OnceLock<Landed>>,
+    began: Instant,
+    landed: Arc<AtomicBool>,
+    landings: Landings,
+}
+
+/// What has landed so far.
+#[derive(Clone, Default)]
+struct Landings {
+    latest: Arc<Mutex<Latest>>,
+    /// One has landed since somebody last waited for it.
     any: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Latest {
+    /// When the latest landed.
+    landed_at: Option<Instant>,
+    /// When that of those that were sent began that began last.
+    passed_began: Option<Instant>,
+}
+
+impl Landings {
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 impl Landing {
     pub fn tell(&self, landed: Landed) {
-        let _ = self.landed.set(landed); // it lands once
-        self.any.notify_one();
+        self.landed.store(true, Ordering::Relaxed);
+        let mut latest = self.landings.latest();
+        latest.landed_at = Some(Instant::now());
+        if landed == Landed::Sent {
+            latest.passed_began = latest.passed_began.max(Some(self.began));
+        }
+        drop(latest);
+        self.landings.any.notify_one();
     }
 }
 
@@ -86,16 +108,6 @@ impl OnItsWay {
     fn is_dead(&self, patience: Duration) -> bool {
         let given = patience.saturating_mul(1 << (self.attempt - 1).clamp(0, 10));
         self.still_since().is_some_and(|since| since.elapsed() >= given)
-    }
-
-    /// Whether it has landed without having been seen to. `passed_began` is when the latest of those that were sent began.
-    fn see_landed(&mut self, passed_began: &mut Option<Instant>) -> bool {
-        let Some(landed) = self.landing.landed.get().filter(|_| !self.seen) else { return false };
-        self.seen = true;
-        if *landed == Landed::Sent {
-            *passed_began = (*passed_began).max(Some(self.began));
-        }
-        true
     }
 
     /// Since when it stands still, if it does.
@@ -126,13 +138,18 @@ impl Underway {
     }
 
     fn not_landed(&self) -> impl Iterator<Item = &OnItsWay> {
-        self.uploads.values().filter(|upload| upload.landing.landed.get().is_none())
+        self.uploads.values().filter(|upload| !upload.landed.load(Ordering::Relaxed))
     }
 
     /// Resolves when one has landed since the last call.
     pub fn landing(&self) -> impl Future<Output = ()> + use<> {
-        let any_landed = self.any_landed.clone();
-        async move { any_landed.notified().await }
+        let any = self.landings.any.clone();
+        async move { any.notified().await }
+    }
+
+    /// When the latest of all landed.
+    pub fn landed_at(&self) -> Option<Instant> {
+        self.landings.latest().landed_at
     }
 
     /// How many do not stand still, those that have landed included.
@@ -147,7 +164,8 @@ impl Underway {
 
     /// It stands still, and one that began later has passed.
     fn stands_alone(&self, upload: &OnItsWay) -> bool {
-        upload.still_since().is_some_and(|since| self.passed_began.is_some_and(|began| since < began))
+        let passed_began = self.landings.latest().passed_began;
+        upload.still_since().is_some_and(|since| passed_began.is_some_and(|began| since < began))
     }
 
     /// Of those that do not stand still, how many began at this moment or later.
@@ -159,16 +177,10 @@ impl Underway {
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
         let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
         let bytes = lease.upload.size_bytes;
-        let landing = Landing { landed: Arc::default(), any: self.any_landed.clone() };
-        let on_its_way = OnItsWay {
-            began,
-            bytes,
-            attempt: lease.attempt,
-            turn: turn.clone(),
-            cut: cut.clone(),
-            landing: landing.clone(),
-            seen: false,
-        };
+        let landed = Arc::new(AtomicBool::new(false));
+        let landing = Landing { began, landed: landed.clone(), landings: self.landings.clone() };
+        let on_its_way =
+            OnItsWay { began, bytes, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone(), landed };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, landing).await });
         self.uploads.insert(task.id(), on_its_way);
@@ -184,19 +196,8 @@ impl Underway {
                 (error.id(), Outcome::GivenUp)
             }
         };
-        if let Some(mut upload) = self.uploads.remove(&id) {
-            self.landed_and_ended |= upload.see_landed(&mut self.passed_began);
-        }
+        self.uploads.remove(&id);
         Some(outcome)
-    }
-
-    /// Whether any has landed since the last call.
-    pub fn see_landed(&mut self) -> bool {
-        let mut any = std::mem::take(&mut self.landed_and_ended);
-        for upload in self.uploads.values_mut() {
-            any |= upload.see_landed(&mut self.passed_began);
-        }
-        any
     }
 
     /// Cuts those that have stood still for longer than they are given while others passed.
@@ -217,7 +218,5 @@ impl Underway {
     pub async fn cut_all(&mut self) {
         self.uploads.values().for_each(|upload| upload.cut.given_up.cancel());
         while self.next_ended().await.is_some() {}
-        // of what comes after, they say nothing
-        self.landed_and_ended = false;
     }
 }
