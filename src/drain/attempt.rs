@@ -136,8 +136,6 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
 
 /// Tells the queue.
 async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed, Failed>) -> Outcome {
-    // the queue may take long to hear of it
-    let at = Instant::now();
     match sent {
         Ok(landed) => {
             let already_there = landed == Landed::Found;
@@ -167,9 +165,10 @@ async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed
             charge(drain, lease, "refused", "it stands still again and again, and others pass", Some(drain.rest)).await
         }
         Err(Failed::Spool(error) | Failed::Bucket(error)) => {
+            let failed_at = Instant::now(); // the queue may take long to hear of it
             metrics().attempted("environment");
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
-            Outcome::Environment(error.to_string(), at)
+            Outcome::Environment(error.to_string(), failed_at)
         }
         Err(Failed::StoodStill) => {
             metrics().attempted("environment");

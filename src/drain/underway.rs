@@ -164,8 +164,8 @@ impl Underway {
 
     /// It stands still, and one that began later has passed.
     fn stands_alone(&self, upload: &OnItsWay) -> bool {
-        let passed_began = self.landings.latest().passed_began;
-        upload.still_since().is_some_and(|since| passed_began.is_some_and(|began| since < began))
+        let others_passed = |since| self.landings.latest().passed_began.is_some_and(|began| since < began);
+        upload.still_since().is_some_and(others_passed)
     }
 
     /// Of those that do not stand still, how many began at this moment or later.
