@@ -112,8 +112,7 @@ impl Appliance {
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
             let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone())
-                .ordered(config.order, config.fresh_share)
-                .photos_up_to(config.upload_max.0);
+                .ordered(config.order, config.fresh_share);
             drain_parts = Some((pacer.clone(), drain.condition()));
             let keeper = Keeper::new(config, spool.clone(), queue.clone()).beside(drain.condition());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());

@@ -4,6 +4,7 @@
 //! fault the whole drain pauses, and a single upload probes whether it is over. Never: an upload charged for the
 //! environment, or set aside because of it.
 
+mod ahead;
 mod attempt;
 mod environment;
 mod finishes;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::ahead::Ahead;
 use self::attempt::{LEASE, Outcome};
 use self::environment::Environment;
 use self::finishes::Finishes;
@@ -42,20 +44,11 @@ use crate::units::Share;
 /// Uploads on their way beyond the width, all of which stand still: one more every few seconds for as long as a connection
 /// that stands still is kept.
 const STILL_MAX: usize = 8;
-/// Bytes of photos on their way at most, though one always is: they are in memory.
+/// With so many bytes of photos on their way, which are in memory, no other begins.
 const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// The largest photo, where nothing else is said.
-const PHOTO_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// Uploads claimed at once at most.
 const CLAIM_MAX: usize = 16;
-/// A claim is a commit, which is much of what an upload costs. So while more waits, so many places are to be free for one, of
-/// few places half of them…
-const CLAIM_WORTH: usize = 4;
-/// …or one for so long…
-const PLACE_FREE_MAX: Duration = Duration::from_millis(200);
-/// …or, where nobody waits for the pacer, one while none lands for so long: a store may keep all others waiting.
-const NOBODY_LANDS: Duration = Duration::from_millis(30);
-/// With so many uploads that have landed and of which the queue has not heard no more is claimed: it hardly answers.
+/// With so many uploads that have landed and of which the queue has not heard no more is begun: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.
 const IDLE: Duration = Duration::from_millis(500);
@@ -76,8 +69,6 @@ pub struct Drain {
     pacer: Pacer,
     owner: String,
     rest: Duration,
-    /// No photo is larger.
-    photo_bytes_max: u64,
     order: Order,
     lanes: Arc<Mutex<Lanes>>,
     suspects: Suspects,
@@ -97,17 +88,11 @@ impl Drain {
             pacer,
             owner,
             rest: attempt::REST,
-            photo_bytes_max: PHOTO_BYTES_MAX,
             order: Order::default(),
             lanes: Arc::new(Mutex::new(Lanes::new(Share::HALF))),
             suspects: Suspects::default(),
             condition: watch::Sender::new(Condition::Standby),
         }
-    }
-
-    /// With photos of so many bytes at most.
-    pub fn photos_up_to(self, bytes: u64) -> Self {
-        Drain { photo_bytes_max: bytes.max(1), ..self }
     }
 
     /// With another rest after an upload's first failure of its own; it doubles with each further one.
@@ -163,12 +148,12 @@ impl Drain {
     /// queue.
     pub async fn run(&self, stop: CancellationToken, grace: Duration) {
         let mut leadership = Leadership::new(self.queue.clone(), self.pacer.clone(), self.owner.clone());
+        let mut ahead = Ahead::default();
         let mut underway = Underway::default();
         let mut width = Width::default();
         let mut sent_bytes = self.pacer.sent_bytes();
         // the queue had as many as were asked for
         let mut backlog = false;
-        let mut place_free_since: Option<Instant> = None;
         let mut led_before = false;
         let mut environment = Environment::default();
         let queue_outage = Outage::new();
@@ -195,6 +180,7 @@ impl Drain {
                         // first of all: whoever goes by it must not act beside the new leader
                         self.condition.send_replace(Condition::Standby);
                         underway.cut_all().await;
+                        ahead.give_back(&self.queue).await;
                     }
                     note_queue(&queue_outage, led.err());
                     self.condition.send_replace(Condition::Standby);
@@ -210,6 +196,7 @@ impl Drain {
             let Some(allowance) = self.pacer.allowance() else {
                 // for how long is not known, and no store waits for long; they leave when they may
                 underway.cut_all().await;
+                ahead.give_back(&self.queue).await;
                 width.forget();
                 self.show(&environment, true);
                 tokio::select! {
@@ -236,39 +223,35 @@ impl Drain {
                 ),
                 Some(_) => width.forget(),
             }
-            let mut waits_for_places = false;
-            let place_free_until = place_free_until(
-                place_free_since.unwrap_or_else(Instant::now),
-                underway.landed_at(),
-                self.pacer.waiting(),
-            );
-            let free = match outage {
-                None if underway.bytes() >= UNDERWAY_BYTES_MAX || underway.untold() >= UNTOLD_MAX => 0,
-                None => {
-                    let room = (UNDERWAY_BYTES_MAX - underway.bytes()) / self.photo_bytes_max;
-                    let places = width.uploads().saturating_sub(underway.occupying());
-                    let due = place_free_since.is_some() && Instant::now() >= place_free_until;
-                    let worth = !backlog || due || is_worth_a_claim(places, width.uploads());
-                    waits_for_places = places > 0 && !worth;
-                    if worth { places.min(CLAIM_MAX).min(room.max(1) as usize) } else { 0 }
-                }
+            if outage.is_some() || ahead.is_stale(Instant::now()) {
+                ahead.give_back(&self.queue).await;
+            }
+            let places = match outage {
+                None if underway.untold() >= UNTOLD_MAX => 0,
+                None => width.uploads().saturating_sub(underway.occupying()),
                 // one probe at a time, beside those that were on their way already or stand still
                 Some(since) => usize::from(underway.moving_since(since) == 0),
-            }
-            .min((width.uploads() + STILL_MAX).saturating_sub(underway.sending()));
-            place_free_since = if waits_for_places { place_free_since.or(Some(Instant::now())) } else { None };
+            };
+            let places = places.min((width.uploads() + STILL_MAX).saturating_sub(underway.sending()));
+            let places = places - self.begin(places, &mut ahead, &mut underway);
             let resting = environment.rests_until();
 
             let (mut idle, mut queue_away) = (false, false);
-            if free > 0 && resting.is_none() {
-                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(free as u32, outage.is_some()));
+            if places > 0 && ahead.is_empty() && resting.is_none() && underway.bytes() < UNDERWAY_BYTES_MAX {
+                let (asked_at, landed) = (Instant::now(), underway.landed());
+                let limit = match outage {
+                    None => (places + ahead.worth(landed, asked_at)).min(CLAIM_MAX),
+                    Some(_) => 1,
+                };
+                let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(limit as u32, outage.is_some()));
                 let claimed = claim.await;
                 match claimed.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
                     Ok(leases) => {
                         note_queue(&queue_outage, None);
-                        idle = leases.len() < free;
+                        idle = leases.len() < limit;
                         backlog = !idle;
-                        leases.into_iter().for_each(|lease| underway.start(self, lease));
+                        ahead.take(leases, landed, asked_at);
+                        self.begin(places, &mut ahead, &mut underway);
                     }
                     Err(error) => {
                         note_queue(&queue_outage, Some(error));
@@ -297,8 +280,7 @@ impl Drain {
                     self.show(&environment, underway.is_empty());
                 }
                 // its place is free
-                () = landing, if !idle => {}
-                () = sleep_until(place_free_until), if waits_for_places => {}
+                () = landing, if !idle || !ahead.is_empty() => {}
                 () = self.queue.arrival(), if idle && !queue_away => {}
                 () = tokio::time::sleep(IDLE), if idle => {}
                 () = sleep_until(resting.unwrap_or_else(Instant::now)), if resting.is_some() => {}
@@ -309,6 +291,7 @@ impl Drain {
         }
 
         self.condition.send_replace(Condition::Stopping);
+        ahead.give_back(&self.queue).await;
         let deadline = Instant::now() + grace;
         let mut looks = tokio::time::interval(LOOK);
         while !underway.is_empty() {
@@ -326,6 +309,17 @@ impl Drain {
             underway.cut_all().await;
         }
         leadership.resign().await;
+    }
+
+    /// Begins as many of those claimed ahead as there are places and memory for; how many.
+    fn begin(&self, places: usize, ahead: &mut Ahead, underway: &mut Underway) -> usize {
+        let mut begun = 0;
+        while begun < places && underway.bytes() < UNDERWAY_BYTES_MAX {
+            let Some(lease) = ahead.next() else { break };
+            underway.start(self, lease);
+            begun += 1;
+        }
+        begun
     }
 
     /// What has landed has passed, whether the queue has heard of it or not.
@@ -350,21 +344,6 @@ impl Drain {
     }
 }
 
-/// So many places of `width` are free; whether that is worth a claim.
-fn is_worth_a_claim(places: usize, width: usize) -> bool {
-    places >= CLAIM_WORTH.min(width / 2)
-}
-
-/// Until when a place that is free waits for others, when so many wait for the pacer: while anyone does, nothing is lost by it.
-/// `landed_at` is when the latest upload landed.
-fn place_free_until(free_since: Instant, landed_at: Option<Instant>, waiting: usize) -> Instant {
-    let longest = free_since + PLACE_FREE_MAX;
-    match waiting {
-        0 => longest.min(landed_at.map_or(free_since, |at| at.max(free_since)) + NOBODY_LANDS),
-        _ => longest,
-    }
-}
-
 /// A queue that is away is logged when it goes and when it is back.
 fn note_queue(outage: &Outage, error: Option<Error>) {
     match error {
@@ -375,29 +354,5 @@ fn note_queue(outage: &Outage, error: Option<Error>) {
         }
         Some(error) if outage.failed() => tracing::warn!(%error, "the queue is away; trying again"),
         Some(_) => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn four_free_places_are_worth_a_claim_and_of_few_half() {
-        assert!(!is_worth_a_claim(3, 8) && is_worth_a_claim(4, 8) && is_worth_a_claim(4, 128));
-        assert!(!is_worth_a_claim(1, 4) && is_worth_a_claim(2, 4));
-    }
-
-    #[test]
-    fn a_free_place_waits_for_others_while_uploads_land_or_wait_for_the_pacer_but_not_for_long() {
-        let (now, ms) = (Instant::now(), Duration::from_millis);
-        let waits = |landed_ms, waiting| place_free_until(now, Some(now + ms(landed_ms)), waiting) - now;
-        assert_eq!(waits(0, 1), PLACE_FREE_MAX);
-        assert_eq!(waits(0, 0), NOBODY_LANDS);
-        assert_eq!(waits(20, 0), ms(20) + NOBODY_LANDS);
-        assert_eq!(waits(190, 0), PLACE_FREE_MAX);
-        // it came free after the latest landed, or before any has
-        assert_eq!(place_free_until(now + ms(10), Some(now), 0) - now, ms(10) + NOBODY_LANDS);
-        assert_eq!(place_free_until(now, None, 0) - now, NOBODY_LANDS);
     }
 }

@@ -69,6 +69,8 @@ struct Landings {
 
 #[derive(Clone, Copy, Default)]
 struct Latest {
+    /// How many have landed.
+    landed: u64,
     /// When the latest landed.
     landed_at: Option<Instant>,
     /// When that of those that were sent began that began last.
@@ -85,6 +87,7 @@ impl Landing {
     pub fn tell(&self, landed: Landed) {
         self.landed.store(true, Ordering::Relaxed);
         let mut latest = self.landings.latest();
+        latest.landed += 1;
         latest.landed_at = Some(Instant::now());
         if landed == Landed::Sent {
             latest.passed_began = latest.passed_began.max(Some(self.began));
@@ -145,6 +148,11 @@ impl Underway {
     pub fn landing(&self) -> impl Future<Output = ()> + use<> {
         let any = self.landings.any.clone();
         async move { any.notified().await }
+    }
+
+    /// How many have landed since the start.
+    pub fn landed(&self) -> u64 {
+        self.landings.latest().landed
     }
 
     /// When the latest of all landed.
