@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use forebay::config::Endpoint;
 use forebay::ledger::{Ack, Entry, Ledger};
 use forebay::units::UnixMs;
@@ -256,4 +258,38 @@ async fn traces_and_metrics_go_to_a_collector_that_is_named() {
     }
     assert!(sent["/v1/traces"].contains("ingest") && sent["/v1/traces"].contains("drain"), "{sent:?}");
     assert!(sent["/v1/metrics"].contains("forebay_ingest_answers_total"), "{:?}", sent.keys());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machines_role_gives_the_credentials() {
+    // no real one is to be had here: the container's endpoint and the store, which keeps how requests were signed
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", tcp.local_addr().unwrap());
+    let (signed, mut signatures) = tokio::sync::mpsc::unbounded_channel();
+    let answer = move |request: axum::extract::Request| async move {
+        if request.uri().path() == "/role" {
+            let role = json!({
+                "AccessKeyId": "of-the-role", "SecretAccessKey": "secret", "Token": "token", "Expiration": "2099-01-01T00:00:00Z",
+            });
+            return axum::Json(role).into_response();
+        }
+        let _ = signed.send(request.headers()["authorization"].to_str().unwrap().to_owned());
+        StatusCode::SERVICE_UNAVAILABLE.into_response()
+    };
+    tokio::spawn(async move { axum::serve(tcp, axum::Router::new().fallback(answer)).await });
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = s3_settings(
+        &Endpoint { url: endpoint.clone(), access_key: String::new(), secret_key: String::new() },
+        "photos",
+    );
+    settings.retain(|(name, _)| !name.contains("KEY"));
+    settings.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI".to_owned(), format!("{endpoint}/role")));
+    settings.push(("HOME".to_owned(), folder.path().display().to_string()));
+    let serve = Program::start("serve", &settings, folder.path()).await;
+    let body = json_upload("cam-1", None, &photo(1)).to_string();
+    let request = reqwest::Client::builder().no_proxy().build().unwrap().post(&serve.url);
+    let posted = request.header("content-type", "application/json").body(body).send().await.unwrap();
+    assert_eq!(posted.status(), StatusCode::CREATED);
+    let signature = signatures.recv().await.unwrap();
+    assert!(signature.contains("Credential=of-the-role/"), "{signature}");
 }
