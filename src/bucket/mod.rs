@@ -80,9 +80,7 @@ pub struct Listed {
 impl Bucket {
     /// The bucket of a configuration, with credentials, region and endpoint from AWS's own variables and chain.
     pub async fn connect(config: &BucketConfig) -> Bucket {
-        // credentials are asked for past no proxy: who gives them is on this machine or its network
-        let direct = client::Client::new(None, false);
-        let shared = aws_config::defaults(BehaviorVersion::latest()).http_client(direct).load().await;
+        let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
         let mut builder = aws_sdk_s3::config::Builder::from(&shared).force_path_style(config.path_style);
         if shared.region().is_none() {
             // compatible stores do not care; AWS itself answers with the right one

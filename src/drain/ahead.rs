@@ -1,7 +1,8 @@
 //! The leases claimed ahead of free places: a claim is a commit, which is much of what an upload costs.
 //!
 //! Always: no more than leave within [`AHEAD`] at the pace of now, so that a photo that is more urgent waits behind them for no
-//! longer; what is still here after [`KEPT_MAX`], long before its lease ends, goes back to the queue. Never: a photo in memory.
+//! longer; where the pace falls, what is still here after [`KEPT_MAX`], long before its lease ends, goes back to the queue. Never: a
+//! photo in memory.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,14 +23,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Ahead {
     leases: VecDeque<Lease>,
-    /// The last claim.
-    claimed: Option<Claimed>,
+    /// When the last of them was claimed.
+    claimed_at: Option<Instant>,
 }
 
-struct Claimed {
-    at: Instant,
-    /// How many uploads had landed by then.
-    landed: u64,
+/// How many to claim beyond those that begin now, when so many land in a second.
+pub fn how_many(pace: f64) -> usize {
+    (pace * AHEAD.as_secs_f64()) as usize
 }
 
 impl Ahead {
@@ -37,17 +37,10 @@ impl Ahead {
         self.leases.is_empty()
     }
 
-    /// How many to claim beyond those that begin now, when `landed` uploads have landed so far.
-    pub fn worth(&self, landed: u64, now: Instant) -> usize {
-        let Some(last) = &self.claimed else { return 0 };
-        let seconds = (now - last.at).max(Duration::from_millis(1)).as_secs_f64();
-        ((landed - last.landed) as f64 * AHEAD.as_secs_f64() / seconds) as usize
-    }
-
-    /// Takes what was claimed at `at`, when `landed` uploads had landed.
-    pub fn take(&mut self, leases: Vec<Lease>, landed: u64, at: Instant) {
+    /// Takes what was claimed then.
+    pub fn add(&mut self, leases: Vec<Lease>, claimed_at: Instant) {
         self.leases.extend(leases);
-        self.claimed = Some(Claimed { at, landed });
+        self.claimed_at = Some(claimed_at);
     }
 
     /// The next to begin.
@@ -57,7 +50,7 @@ impl Ahead {
 
     /// What is here was claimed too long ago.
     pub fn is_stale(&self, now: Instant) -> bool {
-        !self.is_empty() && self.claimed.as_ref().is_some_and(|last| now - last.at > KEPT_MAX)
+        !self.is_empty() && self.claimed_at.is_some_and(|at| now - at > KEPT_MAX)
     }
 
     /// Gives all back to the queue. What it does not hear, the leases' end says in its stead.
@@ -77,21 +70,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leaves_in_a_second_at_the_pace_since_the_last_claim_is_claimed_ahead() {
-        let (now, ms) = (Instant::now(), Duration::from_millis);
-        let mut ahead = Ahead::default();
-        assert_eq!(ahead.worth(0, now), 0, "no pace is known");
-        ahead.take(Vec::new(), 100, now);
-        assert_eq!(ahead.worth(110, now + ms(500)), 20);
-        assert_eq!(ahead.worth(101, now + ms(2000)), 0);
-        assert_eq!(ahead.worth(100, now), 0);
-    }
-
-    #[test]
     fn what_has_not_begun_soon_after_its_claim_is_stale() {
         let now = Instant::now();
         let mut ahead = Ahead::default();
-        ahead.take(vec![lease()], 0, now);
+        ahead.add(vec![lease()], now);
         assert!(!ahead.is_stale(now + KEPT_MAX) && ahead.is_stale(now + KEPT_MAX + Duration::from_millis(1)));
         assert_eq!(ahead.next(), Some(lease()));
         assert!(!ahead.is_stale(now + 2 * KEPT_MAX), "nothing is there");

@@ -152,7 +152,7 @@ impl Drain {
         let mut underway = Underway::default();
         let mut width = Width::default();
         let mut sent_bytes = self.pacer.sent_bytes();
-        // the queue had as many as were asked for
+        // the queue had as many as were asked for, or some of them have no place yet
         let mut backlog = false;
         let mut led_before = false;
         let mut environment = Environment::default();
@@ -223,8 +223,9 @@ impl Drain {
                 ),
                 Some(_) => width.forget(),
             }
-            if outage.is_some() || ahead.is_stale(Instant::now()) {
+            if outage.is_some() && !ahead.is_empty() || ahead.is_stale(Instant::now()) {
                 ahead.give_back(&self.queue).await;
+                continue; // it may have taken long, and the lead is to be renewed
             }
             let places = match outage {
                 None if underway.untold() >= UNTOLD_MAX => 0,
@@ -233,14 +234,16 @@ impl Drain {
                 Some(since) => usize::from(underway.moving_since(since) == 0),
             };
             let places = places.min((width.uploads() + STILL_MAX).saturating_sub(underway.sending()));
-            let places = places - self.begin(places, &mut ahead, &mut underway);
+            // a probe goes out whatever is in memory
+            let bytes_max = if outage.is_none() { UNDERWAY_BYTES_MAX } else { u64::MAX };
+            let places = places - self.begin(places, bytes_max, &mut ahead, &mut underway);
             let resting = environment.rests_until();
 
             let (mut idle, mut queue_away) = (false, false);
-            if places > 0 && ahead.is_empty() && resting.is_none() && underway.bytes() < UNDERWAY_BYTES_MAX {
-                let (asked_at, landed) = (Instant::now(), underway.landed());
+            if places > 0 && ahead.is_empty() && resting.is_none() && underway.bytes() < bytes_max {
+                let asked_at = Instant::now();
                 let limit = match outage {
-                    None => (places + ahead.worth(landed, asked_at)).min(CLAIM_MAX),
+                    None => (places + ahead::how_many(underway.pace(asked_at))).min(CLAIM_MAX),
                     Some(_) => 1,
                 };
                 let claim = tokio::time::timeout(CLAIM_TIMEOUT, self.claim(limit as u32, outage.is_some()));
@@ -249,9 +252,9 @@ impl Drain {
                     Ok(leases) => {
                         note_queue(&queue_outage, None);
                         idle = leases.len() < limit;
-                        backlog = !idle;
-                        ahead.take(leases, landed, asked_at);
-                        self.begin(places, &mut ahead, &mut underway);
+                        ahead.add(leases, asked_at);
+                        self.begin(places, bytes_max, &mut ahead, &mut underway);
+                        backlog = !idle || !ahead.is_empty();
                     }
                     Err(error) => {
                         note_queue(&queue_outage, Some(error));
@@ -311,10 +314,10 @@ impl Drain {
         leadership.resign().await;
     }
 
-    /// Begins as many of those claimed ahead as there are places and memory for; how many.
-    fn begin(&self, places: usize, ahead: &mut Ahead, underway: &mut Underway) -> usize {
+    /// Begins as many of those claimed ahead as there are places for, while less than `bytes_max` is in memory; how many.
+    fn begin(&self, places: usize, bytes_max: u64, ahead: &mut Ahead, underway: &mut Underway) -> usize {
         let mut begun = 0;
-        while begun < places && underway.bytes() < UNDERWAY_BYTES_MAX {
+        while begun < places && underway.bytes() < bytes_max {
             let Some(lease) = ahead.next() else { break };
             underway.start(self, lease);
             begun += 1;

@@ -4,7 +4,7 @@
 //! one that stands still keeps its connection for a while, longer with each attempt, and makes room for another when one that
 //! began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the pacer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -25,6 +25,8 @@ const STILL: Duration = Duration::from_secs(4);
 /// further attempt of the upload is given twice as long, so that a store that is merely slow gets its time.
 const PATIENCE: Duration = STILL;
 const PATIENCE_ALONE: Duration = Duration::from_secs(8);
+/// The pace is that of so many: those that began together land together, so it is more than may usually be on their way.
+const PACE_OF: usize = 32;
 
 /// All that one drain has on their way.
 #[derive(Default)]
@@ -67,12 +69,10 @@ struct Landings {
     any: Arc<Notify>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Latest {
-    /// How many have landed.
-    landed: u64,
-    /// When the latest landed.
-    landed_at: Option<Instant>,
+    /// When the latest landed, [`PACE_OF`] of them.
+    landed_at: VecDeque<Instant>,
     /// When that of those that were sent began that began last.
     passed_began: Option<Instant>,
 }
@@ -83,12 +83,31 @@ impl Landings {
     }
 }
 
+impl Latest {
+    /// One landed then.
+    fn note(&mut self, at: Instant) {
+        self.landed_at.push_back(at);
+        if self.landed_at.len() > PACE_OF {
+            self.landed_at.pop_front();
+        }
+    }
+
+    /// How many land in a second; none as long as too few have.
+    fn pace(&self, now: Instant) -> f64 {
+        match self.landed_at.front() {
+            Some(first) if self.landed_at.len() == PACE_OF => {
+                PACE_OF as f64 / (now - *first).max(Duration::from_millis(1)).as_secs_f64()
+            }
+            _ => 0.0,
+        }
+    }
+}
+
 impl Landing {
     pub fn tell(&self, landed: Landed) {
         self.landed.store(true, Ordering::Relaxed);
         let mut latest = self.landings.latest();
-        latest.landed += 1;
-        latest.landed_at = Some(Instant::now());
+        latest.note(Instant::now());
         if landed == Landed::Sent {
             latest.passed_began = latest.passed_began.max(Some(self.began));
         }
@@ -150,14 +169,14 @@ impl Underway {
         async move { any.notified().await }
     }
 
-    /// How many have landed since the start.
-    pub fn landed(&self) -> u64 {
-        self.landings.latest().landed
+    /// How many land in a second, by the latest [`PACE_OF`]; none as long as fewer have.
+    pub fn pace(&self, now: Instant) -> f64 {
+        self.landings.latest().pace(now)
     }
 
     /// When the latest of all landed.
     pub fn landed_at(&self) -> Option<Instant> {
-        self.landings.latest().landed_at
+        self.landings.latest().landed_at.back().copied()
     }
 
     /// How many do not stand still, those that have landed included.
@@ -226,5 +245,29 @@ impl Underway {
     pub async fn cut_all(&mut self) {
         self.uploads.values().for_each(|upload| upload.cut.given_up.cancel());
         while self.next_ended().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_is_known_from_enough_landings_and_falls_while_none_lands() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let mut latest = Latest::default();
+        (0..31).for_each(|n| latest.note(now + ms(n * 50)));
+        assert_eq!(latest.pace(now + ms(1_600)), 0.0);
+        (31..40).for_each(|n| latest.note(now + ms(n * 50)));
+        assert_eq!(latest.pace(now + ms(2_000)), 20.0);
+        assert_eq!(latest.pace(now + ms(3_600)), 10.0);
+    }
+
+    #[test]
+    fn photos_that_land_together_after_a_long_way_are_no_high_pace() {
+        let (now, mut latest) = (Instant::now(), Latest::default());
+        // eight at a time, every 20 s
+        (0..40).for_each(|n| latest.note(now + Duration::from_secs(n / 8 * 20)));
+        assert!(latest.pace(now + Duration::from_secs(80)) < 1.0);
     }
 }

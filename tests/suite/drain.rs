@@ -61,17 +61,17 @@ async fn what_leaves_is_paid_for_and_never_above_the_allowance() {
 async fn what_was_claimed_ahead_goes_back_to_the_queue_when_the_drain_pauses() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
-    for n in 0..60 {
+    for n in 0..150 {
         site.accept("cam-1", &photo(n)).await;
     }
-    // five a second
-    let pouring = pour(&site, &bucket, Rate(100_000));
-    eventually("a claim of more than may be on their way", async || {
-        let books = site.queue.books().await.unwrap();
-        (books.uploaded.uploads > 0 && books.uploading.uploads > 12).then_some(())
+    // twenty a second
+    let pouring = pour(&site, &bucket, Rate(400_000));
+    eventually("a claim of more than are on their way or have just landed", async || {
+        (site.queue.books().await.unwrap().uploading.uploads > 24).then_some(())
     })
     .await;
     pouring.pacer.set_allowance(None);
+    // nobody is there to queue again what runs out
     eventually("all leases to be given back", async || {
         (site.queue.books().await.unwrap().uploading.uploads == 0).then_some(())
     })
