@@ -1,15 +1,13 @@
-//! SHA-256 of photos: as they come, where the processor has instructions for it and they come one by one; else when they are all
-//! there, many at once.
+//! SHA-256 of photos: as they come, where the processor has instructions for it; else when they are all there, many at once.
 //!
 //! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
-//! in about the time of two, and the instructions for SHA-256 four in the time of two. Always: while the processor has nothing else
+//! in about the time of two. Processors with instructions for SHA-256 do without. Always: while the processor has nothing else
 //! to do, a photo is digested at once, alone if it is alone; while it is busy, the others' work goes first, for a moment, so
 //! that there are more photos to take together. Never: a photo that waits long for others, or for a much larger one.
 
-use std::collections::VecDeque;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,10 +26,6 @@ const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
 const AT_ONCE_BYTES_MAX: usize = 16 * 1024;
 /// The longest that a photo waits for others, looked at whenever the processor was given up.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// Where the processor has instructions, photos are taken together while so many begin…
-const MANY: usize = 8;
-/// …within this time: the lanes fill soon then, and a hand-over is a small part of a busy processor's work.
-const MANY_WITHIN: Duration = Duration::from_millis(10);
 /// Whoever gives the processor up and has it back sooner than this was alone on it.
 const ALONE: Duration = Duration::from_micros(20);
 
@@ -41,23 +35,8 @@ const ALONE: Duration = Duration::from_micros(20);
 pub struct Digests {
     /// None where there are no lanes to share.
     waiting: Option<Sender<Waiting>>,
-    /// None where the processor has no instructions.
-    begun: Option<Arc<Mutex<Begun>>>,
     /// As many are digested apart as there are processors.
     apart: Arc<Semaphore>,
-}
-
-/// When the latest photos began to come, [`MANY`] of them.
-#[derive(Default)]
-struct Begun(VecDeque<Instant>);
-
-impl Begun {
-    /// Another begins. Whether many have of late.
-    fn are_many(&mut self, now: Instant) -> bool {
-        let last = if self.0.len() == MANY { self.0.pop_front() } else { None };
-        self.0.push_back(now);
-        last.is_some_and(|last| now - last < MANY_WITHIN)
-    }
 }
 
 struct Waiting {
@@ -72,22 +51,12 @@ impl Digests {
         let share = move || digest_all(&brought, lanes);
         let shared = lanes > 1 && thread::Builder::new().name("digests".to_owned()).spawn(share).is_ok();
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        Digests {
-            waiting: shared.then_some(waiting),
-            begun: has_instructions().then(Arc::default),
-            apart: Arc::new(Semaphore::new(processors)),
-        }
+        Digests { waiting: shared.then_some(waiting), apart: Arc::new(Semaphore::new(processors)) }
     }
 
-    /// A photo begins to come. Whether its digest is best taken on the way, while its bytes are at hand.
-    pub fn on_the_way(&self) -> bool {
-        match (&self.waiting, &self.begun) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(_), Some(begun)) => {
-                !begun.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).are_many(Instant::now())
-            }
-        }
+    /// A photo's digest is best taken as it comes, while its bytes are at hand.
+    pub fn as_they_come(&self) -> bool {
+        self.waiting.is_none()
     }
 
     /// Gives the photo back with its digest.
@@ -120,21 +89,18 @@ fn not_digested() -> Problem {
     Problem::new(Kind::Internal, "the photo was not kept; send it again")
 }
 
-/// The processor has instructions for SHA-256.
-fn has_instructions() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("sha");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("sha2");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
-}
-
-/// How many chains go side by side here.
+/// How many chains go side by side here: one where the processor has instructions for SHA-256.
 fn lanes() -> usize {
-    // elsewhere it is not known whether lanes are worth anything
-    let known = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
-    if known && are_right() { tape_sha256::lane_width() } else { 1 }
+    #[cfg(target_arch = "x86_64")]
+    let has_instructions = std::arch::is_x86_feature_detected!("sha");
+    #[cfg(target_arch = "aarch64")]
+    let has_instructions = std::arch::is_aarch64_feature_detected!("sha2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_instructions = true;
+    match has_instructions || !are_right() {
+        true => 1,
+        false => tape_sha256::lane_width(),
+    }
 }
 
 /// A digest stands in the record for good, so on this very processor the lanes are held against the digest of one chain.
@@ -144,7 +110,7 @@ fn are_right() -> bool {
     let unlike: Vec<&[u8]> = (0..33).map(|at| &bytes[at..4096 - 57 * at]).collect();
     let right = [alike, unlike].iter().all(|photos| side_by_side(photos) == one_by_one(photos));
     if !right {
-        tracing::error!("digests taken side by side are wrong on this processor; each photo is digested alone");
+        tracing::error!("vectors give wrong digests on this processor; each photo is digested alone");
     }
     right
 }
@@ -226,17 +192,6 @@ mod tests {
             let photos: Vec<&[u8]> = (0..many).map(|at| &bytes[at..at + size]).collect();
             prop_assert_eq!(side_by_side(&photos), one_by_one(&photos));
         }
-    }
-
-    #[test]
-    fn photos_are_many_while_they_begin_faster_than_lanes_are_worth() {
-        let (now, ms) = (Instant::now(), Duration::from_millis);
-        let mut begun = Begun::default();
-        let mut many = |at| begun.are_many(now + ms(at));
-        // 333 a second, then 2,000
-        assert!((0..40).all(|n| !many(n * 3)));
-        assert_eq!((0..16).filter(|n| many(120 + n / 2)).count(), 10);
-        assert!(!many(140), "and then one by one again");
     }
 
     #[tokio::test]
