@@ -294,8 +294,8 @@ impl Drain {
         }
 
         self.condition.send_replace(Condition::Stopping);
-        ahead.give_back(&self.queue).await;
         let deadline = Instant::now() + grace;
+        ahead.give_back(&self.queue).await;
         let mut looks = tokio::time::interval(LOOK);
         while !underway.is_empty() {
             tokio::select! {

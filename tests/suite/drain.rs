@@ -15,7 +15,7 @@ use forebay::units::{Rate, UnixMs};
 use forebay::upload::{Sha256, State};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::pouring::{FAST, in_state, keep_house, paused, pour};
+use crate::support::pouring::{FAST, Pouring, in_state, keep_house, paused, pour};
 use crate::support::site::Site;
 use crate::support::{eventually, json_upload, photo, weed};
 
@@ -57,25 +57,40 @@ async fn what_leaves_is_paid_for_and_never_above_the_allowance() {
     assert!(paid > photos && paid < most, "{paid} bytes were paid for {photos} bytes of photos");
 }
 
-#[tokio::test]
-async fn what_was_claimed_ahead_goes_back_to_the_queue_when_the_drain_pauses() {
-    let site = Site::start(&[]).await;
-    let (_s3, bucket) = site.bucket().await;
+/// A drain that has claimed more than are on their way or have just landed. Nobody is there to queue again what runs out.
+async fn claiming_ahead(site: &Site, bucket: &Bucket) -> Pouring {
     for n in 0..150 {
         site.accept("cam-1", &photo(n)).await;
     }
     // twenty a second
-    let pouring = pour(&site, &bucket, Rate(400_000));
-    eventually("a claim of more than are on their way or have just landed", async || {
-        (site.queue.books().await.unwrap().uploading.uploads > 24).then_some(())
-    })
-    .await;
-    pouring.pacer.set_allowance(None);
-    // nobody is there to queue again what runs out
+    let pouring = pour(site, bucket, Rate(400_000));
+    eventually("a claim ahead", async || (site.queue.books().await.unwrap().uploading.uploads > 24).then_some(()))
+        .await;
+    pouring
+}
+
+async fn all_given_back(site: &Site) {
     eventually("all leases to be given back", async || {
         (site.queue.books().await.unwrap().uploading.uploads == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_was_claimed_ahead_goes_back_to_the_queue_when_the_drain_pauses() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let pouring = claiming_ahead(&site, &bucket).await;
+    pouring.pacer.set_allowance(None);
+    all_given_back(&site).await;
+}
+
+#[tokio::test]
+async fn what_was_claimed_ahead_goes_back_to_the_queue_when_the_drain_stops() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    drop(claiming_ahead(&site, &bucket).await);
+    all_given_back(&site).await;
 }
 
 #[tokio::test]
