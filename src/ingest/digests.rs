@@ -1,17 +1,20 @@
-//! SHA-256 of photos: as they come, where the processor has instructions for it; else when they are all there, many at once.
+//! SHA-256 of photos: as they come, and while they come by the hundreds a second, side by side when they are all there.
 //!
 //! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
-//! in about the time of two. Processors with instructions for SHA-256 do without. Always: while the processor has nothing else
-//! to do, a photo is digested at once, alone if it is alone; while it is busy, the others' work goes first, for a moment, so
-//! that there are more photos to take together. Never: a photo that waits long for others, or for a much larger one.
+//! in about the time of two, and the instructions for SHA-256 carry four in the time of two. So while many photos come, one that
+//! is all there waits a moment for others, and whoever fills the lanes, or has waited long enough, digests all that wait. Always: a
+//! photo that comes alone is digested on the way, while its bytes are at hand, and waits for nobody. Never: a photo that waits for
+//! a much larger one.
 
+use std::collections::VecDeque;
+use std::mem;
 use std::num::NonZero;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 use crate::http::problem::{Kind, Problem};
 use crate::spool::Unfinished;
@@ -22,21 +25,33 @@ use crate::upload::Sha256;
 const TOGETHER_MIN: usize = 3;
 /// A larger photo is digested apart, as the others would wait for it.
 const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
-/// So little that it is not worth a hand-over to another thread.
+/// So little that it is not worth a wait.
 const AT_ONCE_BYTES_MAX: usize = 16 * 1024;
-/// The longest that a photo waits for others, looked at whenever the processor was given up.
-const PATIENCE: Duration = Duration::from_millis(10);
-/// Whoever gives the processor up and has it back sooner than this was alone on it.
-const ALONE: Duration = Duration::from_micros(20);
+/// The longest that a photo waits for others where the processor has instructions for SHA-256, and where it has none and
+/// there is more to be had.
+const PATIENCE: Duration = Duration::from_millis(2);
+const PATIENCE_WITHOUT_INSTRUCTIONS: Duration = Duration::from_millis(5);
+/// Many come while so many have begun within so many times the patience: some are then there together.
+const MANY: usize = 8;
+const MANY_WITHIN: u32 = 5;
 
-/// Where photos are brought to be digested. Cheap to clone; its thread ends with the last of its clones. What waits is in
-/// memory and has its room there, so no more can wait than are let in.
+/// Where photos are brought to be digested. Cheap to clone. What waits is in memory and has its room there, so no more can wait
+/// than are let in.
 #[derive(Clone)]
 pub struct Digests {
-    /// None where there are no lanes to share.
-    waiting: Option<Sender<Waiting>>,
+    /// None where chains do not go side by side.
+    lanes: Option<Arc<Mutex<Lanes>>>,
+    patience: Duration,
     /// As many are digested apart as there are processors.
     apart: Arc<Semaphore>,
+}
+
+/// Chains that go side by side, and who waits for them.
+struct Lanes {
+    count: usize,
+    waiting: Vec<Waiting>,
+    /// When the latest photos began to come, [`MANY`] of them.
+    begun: VecDeque<Instant>,
 }
 
 struct Waiting {
@@ -44,19 +59,39 @@ struct Waiting {
     done: oneshot::Sender<(Unfinished, Sha256)>,
 }
 
-impl Digests {
-    pub fn start() -> Digests {
-        let (waiting, brought) = channel();
-        let lanes = lanes();
-        let share = move || digest_all(&brought, lanes);
-        let shared = lanes > 1 && thread::Builder::new().name("digests".to_owned()).spawn(share).is_ok();
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        Digests { waiting: shared.then_some(waiting), apart: Arc::new(Semaphore::new(processors)) }
+impl Lanes {
+    fn new(count: usize) -> Lanes {
+        Lanes { count, waiting: Vec::new(), begun: VecDeque::new() }
     }
 
-    /// A photo's digest is best taken as it comes, while its bytes are at hand.
-    pub fn as_they_come(&self) -> bool {
-        self.waiting.is_none()
+    /// Another photo begins to come. Whether it is one of many that did `within` this time.
+    fn begins(&mut self, now: Instant, within: Duration) -> bool {
+        self.begun.push_back(now);
+        if self.begun.len() < MANY {
+            return false;
+        }
+        self.begun.pop_front().is_some_and(|first| now.duration_since(first) < within)
+    }
+
+    /// Another photo is all there. All that wait, if they fill the lanes.
+    fn arrives(&mut self, one: Waiting) -> Vec<Waiting> {
+        self.waiting.push(one);
+        if self.waiting.len() < self.count { Vec::new() } else { mem::take(&mut self.waiting) }
+    }
+}
+
+impl Digests {
+    pub fn of_this_processor() -> Digests {
+        let patience = if has_instructions() { PATIENCE } else { PATIENCE_WITHOUT_INSTRUCTIONS };
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let lanes = lane_count().map(|count| Arc::new(Mutex::new(Lanes::new(count.get()))));
+        Digests { lanes, patience, apart: Arc::new(Semaphore::new(processors)) }
+    }
+
+    /// A photo begins to come. Whether its digest is to be taken on the way.
+    pub fn on_the_way(&self) -> bool {
+        let within = MANY_WITHIN * self.patience;
+        self.lanes.as_ref().is_none_or(|lanes| !lock(lanes).begins(Instant::now(), within))
     }
 
     /// Gives the photo back with its digest.
@@ -66,41 +101,56 @@ impl Digests {
             return Ok((photo, sha256));
         }
         let fits = photo.in_memory().is_some_and(|bytes| bytes.len() <= TOGETHER_BYTES_MAX);
-        let mut photo = match &self.waiting {
-            Some(waiting) if fits => {
-                let (done, digested) = oneshot::channel();
-                match waiting.send(Waiting { photo, done }) {
-                    Ok(()) => return digested.await.map_err(|_| not_digested()),
-                    Err(unsent) => unsent.0.photo,
-                }
-            }
-            _ => photo,
+        let digested = match &self.lanes {
+            Some(lanes) if fits => self.together(lanes, photo).await,
+            _ => self.apart(photo).await,
         };
-        let _place = self.apart.acquire().await.map_err(|_| not_digested())?;
+        digested.ok_or_else(|| Problem::new(Kind::Internal, "the photo was not kept; send it again"))
+    }
+
+    /// None when whoever digested it did not come to its end.
+    async fn together(&self, lanes: &Mutex<Lanes>, photo: Unfinished) -> Option<(Unfinished, Sha256)> {
+        let (done, mut digested) = oneshot::channel();
+        let full = lock(lanes).arrives(Waiting { photo, done });
+        digest_all(full);
+        if let Ok(digested) = timeout(self.patience, &mut digested).await {
+            return digested.ok();
+        }
+        let all = mem::take(&mut lock(lanes).waiting);
+        digest_all(all);
+        digested.await.ok()
+    }
+
+    async fn apart(&self, mut photo: Unfinished) -> Option<(Unfinished, Sha256)> {
+        let _place = self.apart.acquire().await.ok()?;
         let digested = tokio::task::spawn_blocking(move || {
             let sha256 = photo.sha256();
             (photo, sha256)
         });
-        digested.await.map_err(|_| not_digested())
+        digested.await.ok()
     }
 }
 
-fn not_digested() -> Problem {
-    Problem::new(Kind::Internal, "the photo was not kept; send it again")
+/// It is held for moments only, and nothing in it is left half done.
+fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
+    lanes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many chains go side by side here: one where the processor has instructions for SHA-256.
-fn lanes() -> usize {
+/// The processor has instructions for SHA-256.
+fn has_instructions() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has_instructions = std::arch::is_x86_feature_detected!("sha");
+    return std::arch::is_x86_feature_detected!("sha");
     #[cfg(target_arch = "aarch64")]
-    let has_instructions = std::arch::is_aarch64_feature_detected!("sha2");
+    return std::arch::is_aarch64_feature_detected!("sha2");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let has_instructions = true;
-    match has_instructions || !are_right() {
-        true => 1,
-        false => tape_sha256::lane_width(),
-    }
+    return false;
+}
+
+/// How many chains go side by side here, if more than one does, to any good that is known of.
+fn lane_count() -> Option<NonZero<usize>> {
+    let known = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+    let count = tape_sha256::lane_width();
+    if known && count > 1 && are_right() { NonZero::new(count) } else { None }
 }
 
 /// A digest stands in the record for good, so on this very processor the lanes are held against the digest of one chain.
@@ -110,37 +160,21 @@ fn are_right() -> bool {
     let unlike: Vec<&[u8]> = (0..33).map(|at| &bytes[at..4096 - 57 * at]).collect();
     let right = [alike, unlike].iter().all(|photos| side_by_side(photos) == one_by_one(photos));
     if !right {
-        tracing::error!("vectors give wrong digests on this processor; each photo is digested alone");
+        tracing::error!("digests taken side by side are wrong on this processor; each photo is digested alone");
     }
     right
 }
 
-fn digest_all(brought: &Receiver<Waiting>, lanes: usize) {
-    while let Ok(first) = brought.recv() {
-        let since = Instant::now();
-        let mut together = vec![first];
-        loop {
-            together.extend(brought.try_iter().take(lanes - together.len()));
-            if together.len() == lanes || since.elapsed() > PATIENCE || !others_had_work() {
-                break;
-            }
-        }
-        let photos: Option<Vec<&[u8]>> = together.iter().map(|one| one.photo.in_memory()).collect();
-        let digests = match photos {
-            Some(photos) => sha256_of(&photos),
-            None => together.iter_mut().map(|one| one.photo.sha256()).collect(),
-        };
-        for (one, sha256) in together.into_iter().zip(digests) {
-            let _ = one.done.send((one.photo, sha256));
-        }
+fn digest_all(mut together: Vec<Waiting>) {
+    let photos: Option<Vec<&[u8]>> = together.iter().map(|one| one.photo.in_memory()).collect();
+    let digests = match photos {
+        Some(photos) => sha256_of(&photos),
+        None => together.iter_mut().map(|one| one.photo.sha256()).collect(),
+    };
+    for (one, sha256) in together.into_iter().zip(digests) {
+        // whoever is gone needs none
+        let _ = one.done.send((one.photo, sha256));
     }
-}
-
-/// Gives the processor up to whoever waits for it. False when nobody did.
-fn others_had_work() -> bool {
-    let before = Instant::now();
-    thread::yield_now();
-    before.elapsed() > ALONE
 }
 
 /// The digests of all, in their order.
@@ -194,9 +228,45 @@ mod tests {
         }
     }
 
+    /// On a processor on which four go side by side.
+    fn four_lanes(patience: Duration) -> Digests {
+        Digests { lanes: Some(Arc::new(Mutex::new(Lanes::new(4)))), patience, ..Digests::of_this_processor() }
+    }
+
+    #[test]
+    fn photos_are_digested_on_the_way_until_many_have_begun_within_a_moment() {
+        let (mut lanes, mut now) = (Lanes::new(4), Instant::now());
+        let moment = Duration::from_millis(10);
+        let mut begin = |after: Duration| {
+            now += after;
+            lanes.begins(now, moment)
+        };
+        assert!((0..100).all(|_| !begin(moment)), "one by one");
+        let together: Vec<bool> = (0..MANY).map(|_| begin(Duration::from_micros(10))).collect();
+        assert_eq!(together, [false, false, false, false, false, false, true, true]);
+        assert!(!begin(moment), "and not after that");
+    }
+
+    #[tokio::test]
+    async fn who_fills_the_lanes_digests_all_that_wait() {
+        let digests = four_lanes(Duration::from_secs(3600));
+        let photos = [[1; 20_000], [2; 20_000], [3; 20_000], [4; 20_000]];
+        let brought = photos.iter().map(|photo| digests.digest(photo.to_vec().into()));
+        for (photo, digested) in photos.iter().zip(futures_util::future::join_all(brought).await) {
+            assert_eq!(digested.unwrap().1, Sha256::of(photo));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_photo_does_not_wait_for_others_that_do_not_come() {
+        let digests = four_lanes(Duration::from_millis(1));
+        let (_, sha256) = digests.digest(vec![1; 20_000].into()).await.unwrap();
+        assert_eq!(sha256, Sha256::of(&[1; 20_000]));
+    }
+
     #[tokio::test]
     async fn each_photo_comes_back_with_its_own_digest() {
-        let digests = Digests::start();
+        let digests = Digests::of_this_processor();
         let photos: Vec<Vec<u8>> =
             (0..50).map(|n: u8| vec![n; 100 * usize::from(n)]).chain([vec![7; 3 << 20]]).collect();
         let brought = photos.iter().map(|photo| digests.digest(photo.clone().into()));
@@ -214,7 +284,7 @@ mod tests {
         let mut photo = Unfinished::from(b"some ".to_vec());
         photo = spool.write_out(photo).await.unwrap();
         photo.rest().appended_to().extend_from_slice(b"bytes");
-        let (_, sha256) = Digests::start().digest(photo).await.unwrap();
+        let (_, sha256) = Digests::of_this_processor().digest(photo).await.unwrap();
         assert_eq!(sha256, Sha256::of(b"some bytes"));
     }
 }

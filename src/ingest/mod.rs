@@ -58,7 +58,7 @@ impl Ingest {
     pub fn new(config: &Config, spool: Spool, queue: Queue, stopping: CancellationToken) -> Self {
         Ingest {
             admission: Admission::new(spool.clone()),
-            digests: Digests::start(),
+            digests: Digests::of_this_processor(),
             spool,
             queue,
             keys: Arc::new(config.keys.clone()),
@@ -185,7 +185,7 @@ async fn receive(ingest: &Ingest, request: Request, span: &Span) -> Result<Respo
             parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0);
         let room = ingest.admission.admit(declared)?;
         let photo = Photo::new(ingest.upload_bytes_max, Some(room));
-        let photo = photo.digested_as_it_comes(ingest.digests.as_they_come());
+        let photo = photo.digested_as_it_comes(ingest.digests.on_the_way());
         body::read(&kind, &parts, &mut incoming, photo).await
     }
     .await;
