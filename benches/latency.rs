@@ -47,7 +47,7 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, re
             assert!(seen.refused + seen.broken == 0, "{seen:?}");
             assert!(seen.per_second() > rate * 0.9, "{:.0} a second came, not {rate:.0}", seen.per_second());
             seen_at.push(seen.p50 as f64 / 1000.0, seen.p99 as f64 / 1000.0);
-            leftovers.keep(site.agrees(&seen).await);
+            leftovers.keep(site.agrees(&[&seen]).await);
             settle().await;
         }
     }
