@@ -199,6 +199,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use futures_util::future::try_join_all;
     use sqlx::Sqlite;
     use sqlx::sqlite::SqlitePoolOptions;
@@ -217,6 +219,12 @@ mod tests {
         sqlx::query_scalar("SELECT 1").fetch_one(connections).await
     }
 
+    /// Keeps `many` that were all in use at once.
+    async fn keep(connections: &Connections<Sqlite>, many: u32) {
+        let mut lent = try_join_all((0..many).map(|_| connections.lend())).await.unwrap();
+        lent.iter_mut().for_each(|(lent, _)| connections.keep(lent));
+    }
+
     #[tokio::test]
     async fn a_connection_that_has_answered_is_lent_again_asked_first_or_not() {
         for trusted_for in [Duration::MAX, Duration::ZERO] {
@@ -230,9 +238,14 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_waits_hears_of_one_that_was_kept() {
-        let connections = connections(2, Duration::MAX);
-        try_join_all((0..100).map(|_| ask(&connections))).await.unwrap();
-        assert_eq!(connections.kept().len(), 2);
+        let connections = connections(1, Duration::MAX);
+        let (mut lent, place) = connections.lend().await.unwrap();
+        let mut waiting = pin!(ask(&connections));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        connections.keep(&mut lent);
+        drop(place);
+        assert_eq!(waiting.await.unwrap(), 1);
+        assert_eq!((connections.kept().len(), connections.pool().size()), (1, 1));
     }
 
     #[tokio::test]
@@ -259,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn when_one_breaks_the_others_that_are_kept_are_closed() {
         let connections = connections(3, Duration::MAX);
-        try_join_all((0..30).map(|_| ask(&connections))).await.unwrap();
+        keep(&connections, 3).await;
         assert_eq!(connections.kept().len(), 3);
         let broken = connections.with(async |_| Err::<(), _>(Error::Protocol("broken".to_owned()))).await;
         assert!(broken.is_err() && connections.kept().is_empty());
@@ -269,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn none_is_kept_once_it_closes() {
         let connections = connections(2, Duration::MAX);
-        try_join_all((0..10).map(|_| ask(&connections))).await.unwrap();
+        keep(&connections, 2).await;
         let (mut lent, place) = connections.lend().await.unwrap();
         let closing = connections.clone();
         let closed = tokio::spawn(async move { closing.close().await });
