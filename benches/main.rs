@@ -71,7 +71,7 @@ impl What {
 struct Plan {
     what: What,
     rounds: u32,
-    /// Of load, in each round.
+    /// Of load, in each round; where it matters how long a load goes on, some times as many.
     seconds: u64,
     /// How many are queued where many are.
     uploads: u64,

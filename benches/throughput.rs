@@ -1,8 +1,9 @@
 //! How many uploads a second: Forebay, which checks, hashes, syncs and queues each one, beside nginx, which only stores raw
 //! photos, and, through nginx with three replicas, beside the design it replaces.
 //!
-//! nginx syncs nothing, so at first it only fills memory; when as much is dirty as the kernel allows, it goes on at the pace at
-//! which that is written to the disk. Both are measured, the second in a load that follows at once: a site's does not end either.
+//! nginx syncs nothing, so at first it only fills memory; when as much is dirty as the kernel allows (a fifth of what is free, by
+//! default), it goes on at the pace at which that is written to the disk. So a load that goes on is measured beside what comes at
+//! first: a site's does not end either.
 
 use tempfile::TempDir;
 

@@ -1,10 +1,10 @@
-//! SHA-256 of photos: as they come, and while they come by the hundreds a second, side by side when they are all there.
+//! SHA-256 of photos: as they come; and on a processor without instructions for it, while they come by the hundreds a second,
+//! side by side when they are all there.
 //!
 //! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
-//! in about the time of two, and the instructions for SHA-256 carry four in the time of two. So while many photos come, one that
-//! is all there waits a moment for others, and whoever fills the lanes, or has waited long enough, digests all that wait. Always: a
-//! photo that comes alone is digested on the way, while its bytes are at hand, and waits for nobody. Never: a photo that waits for
-//! a much larger one.
+//! in about the time of two or three. So while many photos come, one that is all there waits a moment for others, and whoever fills
+//! the lanes, or has waited long enough, digests all that wait. Always: a photo that begins alone is digested on the way, while its
+//! bytes are at hand, and waits for nobody. Never: a photo that waits for a much larger one.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -23,25 +23,22 @@ use crate::upload::Sha256;
 /// So many times the bytes of the longest must be there: side by side the lanes go on until the longest is done, and take
 /// about so much longer than one chain alone (twice with AVX-512, 2.8 times with AVX2).
 const TOGETHER_MIN: usize = 3;
-/// A larger photo is digested apart, as the others would wait for it.
-const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
+/// A larger photo is digested by itself: the others would wait for it, and whatever else its thread has to do for all of them.
+const TOGETHER_BYTES_MAX: usize = 512 * 1024;
 /// So little that it is not worth a wait.
 const AT_ONCE_BYTES_MAX: usize = 16 * 1024;
-/// The longest that a photo waits for others where the processor has instructions for SHA-256, and where it has none and
-/// there is more to be had.
-const PATIENCE: Duration = Duration::from_millis(2);
-const PATIENCE_WITHOUT_INSTRUCTIONS: Duration = Duration::from_millis(5);
-/// Many come while so many have begun within so many times the patience: some are then there together.
+/// About the longest that a photo waits for others to be there: as long as its own digest would take a few times over.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Many come while so many have begun within this time: three or more while one waits, so that lanes are worth it.
 const MANY: usize = 8;
-const MANY_WITHIN: u32 = 5;
+const MANY_WITHIN: Duration = Duration::from_millis(13);
 
 /// Where photos are brought to be digested. Cheap to clone. What waits is in memory and has its room there, so no more can wait
 /// than are let in.
 #[derive(Clone)]
 pub struct Digests {
-    /// None where chains do not go side by side.
+    /// None where lanes bring nothing.
     lanes: Option<Arc<Mutex<Lanes>>>,
-    patience: Duration,
     /// As many are digested apart as there are processors.
     apart: Arc<Semaphore>,
 }
@@ -50,7 +47,9 @@ pub struct Digests {
 struct Lanes {
     count: usize,
     waiting: Vec<Waiting>,
-    /// When the latest photos began to come, [`MANY`] of them.
+    /// How often those that waited were taken.
+    taken: u64,
+    /// When the latest photos began to come, one less than [`MANY`].
     begun: VecDeque<Instant>,
 }
 
@@ -61,37 +60,47 @@ struct Waiting {
 
 impl Lanes {
     fn new(count: usize) -> Lanes {
-        Lanes { count, waiting: Vec::new(), begun: VecDeque::new() }
+        Lanes { count, waiting: Vec::new(), taken: 0, begun: VecDeque::new() }
     }
 
-    /// Another photo begins to come. Whether it is one of many that did `within` this time.
-    fn begins(&mut self, now: Instant, within: Duration) -> bool {
+    /// Another photo begins to come. Whether it is one of many.
+    fn begins(&mut self, now: Instant) -> bool {
         self.begun.push_back(now);
         if self.begun.len() < MANY {
             return false;
         }
-        self.begun.pop_front().is_some_and(|first| now.duration_since(first) < within)
+        self.begun.pop_front().is_some_and(|first| now.duration_since(first) < MANY_WITHIN)
     }
 
-    /// Another photo is all there. All that wait, if they fill the lanes.
-    fn arrives(&mut self, one: Waiting) -> Vec<Waiting> {
+    /// Another photo is all there. By what it is known that it still waits, and all that wait, if they fill the lanes.
+    fn arrives(&mut self, one: Waiting) -> (u64, Vec<Waiting>) {
         self.waiting.push(one);
-        if self.waiting.len() < self.count { Vec::new() } else { mem::take(&mut self.waiting) }
+        let since = self.taken;
+        (since, if self.waiting.len() < self.count { Vec::new() } else { self.take(since) })
+    }
+
+    /// All that wait, if those that did at `since` have not been taken yet.
+    fn take(&mut self, since: u64) -> Vec<Waiting> {
+        if self.taken != since {
+            return Vec::new();
+        }
+        self.taken += 1;
+        mem::take(&mut self.waiting)
     }
 }
 
 impl Digests {
     pub fn of_this_processor() -> Digests {
-        let patience = if has_instructions() { PATIENCE } else { PATIENCE_WITHOUT_INSTRUCTIONS };
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let lanes = lane_count().map(|count| Arc::new(Mutex::new(Lanes::new(count.get()))));
-        Digests { lanes, patience, apart: Arc::new(Semaphore::new(processors)) }
+        Digests { lanes, apart: Arc::new(Semaphore::new(processors)) }
     }
 
-    /// A photo begins to come. Whether its digest is to be taken on the way.
-    pub fn on_the_way(&self) -> bool {
-        let within = MANY_WITHIN * self.patience;
-        self.lanes.as_ref().is_none_or(|lanes| !lock(lanes).begins(Instant::now(), within))
+    /// A photo begins to come, in a body of so many bytes. Whether its digest is to be taken on the way.
+    pub fn on_the_way(&self, body_bytes: u64) -> bool {
+        // base64 takes a third more
+        let fits = body_bytes <= TOGETHER_BYTES_MAX as u64 / 3 * 4;
+        self.lanes.as_ref().is_none_or(|lanes| !lock(lanes).begins(Instant::now()) || !fits)
     }
 
     /// Gives the photo back with its digest.
@@ -102,23 +111,10 @@ impl Digests {
         }
         let fits = photo.in_memory().is_some_and(|bytes| bytes.len() <= TOGETHER_BYTES_MAX);
         let digested = match &self.lanes {
-            Some(lanes) if fits => self.together(lanes, photo).await,
+            Some(lanes) if fits => together(lanes, photo).await,
             _ => self.apart(photo).await,
         };
         digested.ok_or_else(|| Problem::new(Kind::Internal, "the photo was not kept; send it again"))
-    }
-
-    /// None when whoever digested it did not come to its end.
-    async fn together(&self, lanes: &Mutex<Lanes>, photo: Unfinished) -> Option<(Unfinished, Sha256)> {
-        let (done, mut digested) = oneshot::channel();
-        let full = lock(lanes).arrives(Waiting { photo, done });
-        digest_all(full);
-        if let Ok(digested) = timeout(self.patience, &mut digested).await {
-            return digested.ok();
-        }
-        let all = mem::take(&mut lock(lanes).waiting);
-        digest_all(all);
-        digested.await.ok()
     }
 
     async fn apart(&self, mut photo: Unfinished) -> Option<(Unfinished, Sha256)> {
@@ -131,34 +127,44 @@ impl Digests {
     }
 }
 
+/// None when whoever digested it did not come to its end.
+async fn together(lanes: &Mutex<Lanes>, photo: Unfinished) -> Option<(Unfinished, Sha256)> {
+    let (done, mut digested) = oneshot::channel();
+    let (since, full) = lock(lanes).arrives(Waiting { photo, done });
+    digest_all(full);
+    if let Ok(digested) = timeout(PATIENCE, &mut digested).await {
+        return digested.ok();
+    }
+    let there = lock(lanes).take(since);
+    digest_all(there);
+    digested.await.ok()
+}
+
 /// It is held for moments only, and nothing in it is left half done.
 fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
     lanes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The processor has instructions for SHA-256.
-fn has_instructions() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("sha");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("sha2");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
-}
-
-/// How many chains go side by side here, if more than one does, to any good that is known of.
+/// How many chains go side by side here, if they are worth anything.
 fn lane_count() -> Option<NonZero<usize>> {
-    let known = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+    #[cfg(target_arch = "x86_64")]
+    let has_instructions = std::arch::is_x86_feature_detected!("sha");
+    #[cfg(target_arch = "aarch64")]
+    let has_instructions = std::arch::is_aarch64_feature_detected!("sha2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_instructions = true; // it is not known
     let count = tape_sha256::lane_width();
-    if known && count > 1 && are_right() { NonZero::new(count) } else { None }
+    if !has_instructions && count > 1 && are_right(count) { NonZero::new(count) } else { None }
 }
 
 /// A digest stands in the record for good, so on this very processor the lanes are held against the digest of one chain.
-fn are_right() -> bool {
+fn are_right(count: usize) -> bool {
     let bytes: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let alike: Vec<&[u8]> = (0..33).map(|at| &bytes[at..at + 4000]).collect();
-    let unlike: Vec<&[u8]> = (0..33).map(|at| &bytes[at..4096 - 57 * at]).collect();
-    let right = [alike, unlike].iter().all(|photos| side_by_side(photos) == one_by_one(photos));
+    let right = (1..=count + 1).all(|many| {
+        let alike: Vec<&[u8]> = (0..many).map(|at| &bytes[at..at + 1000]).collect();
+        let unlike: Vec<&[u8]> = (0..many).map(|at| &bytes[at..4096 - 57 * at]).collect();
+        [alike, unlike].iter().all(|photos| side_by_side(photos) == one_by_one(photos))
+    });
     if !right {
         tracing::error!("digests taken side by side are wrong on this processor; each photo is digested alone");
     }
@@ -166,9 +172,10 @@ fn are_right() -> bool {
 }
 
 fn digest_all(mut together: Vec<Waiting>) {
-    let photos: Option<Vec<&[u8]>> = together.iter().map(|one| one.photo.in_memory()).collect();
-    let digests = match photos {
+    let in_memory: Option<Vec<&[u8]>> = together.iter().map(|one| one.photo.in_memory()).collect();
+    let digests = match in_memory {
         Some(photos) => sha256_of(&photos),
+        // none is brought that is not; what it says of a photo would still be right
         None => together.iter_mut().map(|one| one.photo.sha256()).collect(),
     };
     for (one, sha256) in together.into_iter().zip(digests) {
@@ -228,47 +235,13 @@ mod tests {
         }
     }
 
-    /// On a processor on which four go side by side.
-    fn four_lanes(patience: Duration) -> Digests {
-        Digests { lanes: Some(Arc::new(Mutex::new(Lanes::new(4)))), patience, ..Digests::of_this_processor() }
+    /// A processor on which four go side by side.
+    fn four_lanes() -> Digests {
+        Digests { lanes: Some(Arc::new(Mutex::new(Lanes::new(4)))), ..Digests::of_this_processor() }
     }
 
-    #[test]
-    fn photos_are_digested_on_the_way_until_many_have_begun_within_a_moment() {
-        let (mut lanes, mut now) = (Lanes::new(4), Instant::now());
-        let moment = Duration::from_millis(10);
-        let mut begin = |after: Duration| {
-            now += after;
-            lanes.begins(now, moment)
-        };
-        assert!((0..100).all(|_| !begin(moment)), "one by one");
-        let together: Vec<bool> = (0..MANY).map(|_| begin(Duration::from_micros(10))).collect();
-        assert_eq!(together, [false, false, false, false, false, false, true, true]);
-        assert!(!begin(moment), "and not after that");
-    }
-
-    #[tokio::test]
-    async fn who_fills_the_lanes_digests_all_that_wait() {
-        let digests = four_lanes(Duration::from_secs(3600));
-        let photos = [[1; 20_000], [2; 20_000], [3; 20_000], [4; 20_000]];
-        let brought = photos.iter().map(|photo| digests.digest(photo.to_vec().into()));
-        for (photo, digested) in photos.iter().zip(futures_util::future::join_all(brought).await) {
-            assert_eq!(digested.unwrap().1, Sha256::of(photo));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_photo_does_not_wait_for_others_that_do_not_come() {
-        let digests = four_lanes(Duration::from_millis(1));
-        let (_, sha256) = digests.digest(vec![1; 20_000].into()).await.unwrap();
-        assert_eq!(sha256, Sha256::of(&[1; 20_000]));
-    }
-
-    #[tokio::test]
-    async fn each_photo_comes_back_with_its_own_digest() {
-        let digests = Digests::of_this_processor();
-        let photos: Vec<Vec<u8>> =
-            (0..50).map(|n: u8| vec![n; 100 * usize::from(n)]).chain([vec![7; 3 << 20]]).collect();
+    /// Brings all at the same moment. They must come back, each with its own digest.
+    async fn digest(digests: &Digests, photos: &[Vec<u8>]) {
         let brought = photos.iter().map(|photo| digests.digest(photo.clone().into()));
         for (photo, digested) in photos.iter().zip(futures_util::future::join_all(brought).await) {
             let (back, sha256) = digested.unwrap();
@@ -276,15 +249,77 @@ mod tests {
         }
     }
 
+    #[test]
+    fn lanes_are_right_whatever_the_processor_has() {
+        assert!(are_right(tape_sha256::lane_width()));
+    }
+
+    #[test]
+    fn photos_are_digested_on_the_way_until_many_have_begun_within_a_moment() {
+        let (mut lanes, mut now) = (Lanes::new(4), Instant::now());
+        let mut begin = |after: Duration| {
+            now += after;
+            lanes.begins(now)
+        };
+        assert!((0..100).all(|_| !begin(MANY_WITHIN)), "one by one");
+        let together: Vec<bool> = (0..MANY).map(|_| begin(Duration::from_micros(10))).collect();
+        assert_eq!(together, [false, false, false, false, false, false, true, true]);
+        assert!(!begin(MANY_WITHIN), "and not after that");
+    }
+
+    #[test]
+    fn a_photo_that_others_would_wait_for_is_digested_on_the_way_however_many_come() {
+        // many have begun, and do not cease to have
+        let begun = VecDeque::from([Instant::now() + Duration::from_secs(3600); MANY - 1]);
+        let lanes = Lanes { begun, ..Lanes::new(4) };
+        let digests = Digests { lanes: Some(Arc::new(Mutex::new(lanes))), ..four_lanes() };
+        assert!(!digests.on_the_way(200_000));
+        assert!(digests.on_the_way(2_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fills_the_lanes_digests_all_that_wait() {
+        let began = tokio::time::Instant::now();
+        digest(&four_lanes(), &[vec![1; 20_000], vec![2; 30_000], vec![3; 40_000], vec![4; 50_000]]).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn photos_do_not_wait_for_others_that_do_not_come() {
+        let began = tokio::time::Instant::now();
+        digest(&four_lanes(), &[vec![1; 20_000], vec![2; 20_000], vec![3; 20_000]]).await;
+        assert!((PATIENCE..2 * PATIENCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn whose_photo_was_taken_leaves_those_that_came_after_it_alone() {
+        let mut lanes = Lanes::new(2);
+        let waiting = || Waiting { photo: vec![1; 20_000].into(), done: oneshot::channel().0 };
+        let (first, full) = lanes.arrives(waiting());
+        assert!(full.is_empty());
+        assert_eq!(lanes.arrives(waiting()).1.len(), 2);
+        let (third, _) = lanes.arrives(waiting());
+        assert!(lanes.take(first).is_empty());
+        assert_eq!(lanes.take(third).len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_photo_comes_back_with_its_own_digest() {
+        let sizes = (0..50).map(|n| 1_000 + 997 * n).chain([TOGETHER_BYTES_MAX, TOGETHER_BYTES_MAX + 1, 3 << 20]);
+        let photos: Vec<Vec<u8>> = sizes.enumerate().map(|(n, size)| vec![n as u8; size]).collect();
+        digest(&four_lanes(), &photos).await;
+        digest(&Digests::of_this_processor(), &photos).await;
+    }
+
     #[tokio::test]
     async fn a_photo_that_was_begun_on_disk_has_the_digest_of_all_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let limits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
         let spool = Spool::open(folder.path(), limits).unwrap();
-        let mut photo = Unfinished::from(b"some ".to_vec());
+        let mut photo = Unfinished::from(vec![1; 20_000]);
         photo = spool.write_out(photo).await.unwrap();
-        photo.rest().appended_to().extend_from_slice(b"bytes");
-        let (_, sha256) = Digests::of_this_processor().digest(photo).await.unwrap();
-        assert_eq!(sha256, Sha256::of(b"some bytes"));
+        photo.rest().appended_to().extend_from_slice(&[2; 20_000]);
+        let (_, sha256) = four_lanes().digest(photo).await.unwrap();
+        assert_eq!(sha256, Sha256::of(&[[1; 20_000], [2; 20_000]].concat()));
     }
 }

@@ -185,7 +185,7 @@ async fn receive(ingest: &Ingest, request: Request, span: &Span) -> Result<Respo
             parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0);
         let room = ingest.admission.admit(declared)?;
         let photo = Photo::new(ingest.upload_bytes_max, Some(room));
-        let photo = photo.digested_as_it_comes(ingest.digests.on_the_way());
+        let photo = photo.digested_as_it_comes(ingest.digests.on_the_way(declared));
         body::read(&kind, &parts, &mut incoming, photo).await
     }
     .await;
