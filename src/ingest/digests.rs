@@ -4,7 +4,7 @@
 //! A digest is one chain of steps, which no vector makes faster; but vectors carry many chains side by side, one in each lane,
 //! in about the time of two or three. So while many photos come, one that is all there waits a moment for others, and whoever fills
 //! the lanes, or has waited long enough, digests all that wait. Always: a photo that begins alone is digested on the way, while its
-//! bytes are at hand, and waits for nobody. Never: a photo that waits for a much larger one.
+//! bytes are at hand, and waits for nobody. Never: a photo that waits for one of more than half a MiB.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -96,10 +96,10 @@ impl Digests {
         Digests { lanes, apart: Arc::new(Semaphore::new(processors)) }
     }
 
-    /// A photo begins to come, in a body of so many bytes. Whether its digest is to be taken on the way.
+    /// A photo begins to come, in a body of so many bytes, or of 0 if it does not say. Whether its digest is to be taken on the way.
     pub fn on_the_way(&self, body_bytes: u64) -> bool {
         // base64 takes a third more
-        let fits = body_bytes <= TOGETHER_BYTES_MAX as u64 / 3 * 4;
+        let fits = (1..=TOGETHER_BYTES_MAX as u64 / 3 * 4).contains(&body_bytes);
         self.lanes.as_ref().is_none_or(|lanes| !lock(lanes).begins(Instant::now()) || !fits)
     }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_right_whatever_the_processor_has() {
+    fn what_goes_side_by_side_on_this_processor_is_right() {
         assert!(are_right(tape_sha256::lane_width()));
     }
 
@@ -268,19 +268,19 @@ mod tests {
     }
 
     #[test]
-    fn a_photo_that_others_would_wait_for_is_digested_on_the_way_however_many_come() {
+    fn a_photo_that_others_would_wait_for_or_may_is_digested_on_the_way_however_many_come() {
         // many have begun, and do not cease to have
         let begun = VecDeque::from([Instant::now() + Duration::from_secs(3600); MANY - 1]);
         let lanes = Lanes { begun, ..Lanes::new(4) };
         let digests = Digests { lanes: Some(Arc::new(Mutex::new(lanes))), ..four_lanes() };
         assert!(!digests.on_the_way(200_000));
-        assert!(digests.on_the_way(2_000_000));
+        assert!(digests.on_the_way(2_000_000) && digests.on_the_way(0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_fills_the_lanes_digests_all_that_wait() {
         let began = tokio::time::Instant::now();
-        digest(&four_lanes(), &[vec![1; 20_000], vec![2; 30_000], vec![3; 40_000], vec![4; 50_000]]).await;
+        digest(&four_lanes(), &[vec![1; 40_000], vec![2; 40_000], vec![3; 45_000], vec![4; 50_000]]).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
     }
 

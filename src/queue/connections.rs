@@ -273,10 +273,20 @@ mod tests {
     async fn when_one_breaks_the_others_that_are_kept_are_closed() {
         let connections = connections(3, Duration::MAX);
         keep(&connections, 3).await;
+        // only the one that is lent next knows it
+        sqlx::query("CREATE TEMP TABLE mark (n INT)").execute(&connections).await.unwrap();
+        connections.kept().rotate_right(1);
         assert_eq!(connections.kept().len(), 3);
         let broken = connections.with(async |_| Err::<(), _>(Error::Protocol("broken".to_owned()))).await;
         assert!(broken.is_err() && connections.kept().is_empty());
-        assert_eq!(ask(&connections).await.unwrap(), 1);
+        let mut lent = try_join_all((0..3).map(|_| connections.lend())).await.unwrap();
+        for (lent, _) in &mut lent {
+            let connection = lent.connection.as_deref_mut().unwrap();
+            assert!(
+                sqlx::query("SELECT n FROM mark").fetch_all(connection).await.is_err(),
+                "it was given back to the pool"
+            );
+        }
     }
 
     #[tokio::test]
@@ -291,7 +301,7 @@ mod tests {
         }
         connections.keep(&mut lent);
         drop((lent, place));
-        closed.await.unwrap();
+        timeout(Duration::from_secs(20), closed).await.expect("the pool waits for none that is kept").unwrap();
         assert!(connections.kept().is_empty() && ask(&connections).await.is_err());
     }
 }
