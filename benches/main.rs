@@ -101,6 +101,26 @@ impl Plan {
     }
 }
 
+/// What a second of load may bring to the disk at most, on the machines that were seen.
+const STORED_PER_SECOND: u64 = 1_100_000_000;
+
+/// An error where the disk has less than a round of throughput may store: whoever has to refuse a photo is not measured.
+fn room_for(plan: &Plan) -> std::io::Result<()> {
+    let folder = std::env::temp_dir();
+    let disk = rustix::fs::statvfs(&folder)?;
+    let (free, needed) = (disk.f_bavail * disk.f_frsize, throughput::seconds(plan).saturating_mul(STORED_PER_SECOND));
+    match plan.what.has(What::Throughput) && free < needed {
+        false => Ok(()),
+        true => Err(std::io::Error::other(format!(
+            "{} has {} GB free, and a round may store {} GB; set TMPDIR to a folder with more, on the disk that is to be measured, \
+             or FOR to less",
+            folder.display(),
+            free / 1_000_000_000,
+            needed / 1_000_000_000
+        ))),
+    }
+}
+
 /// Processor time for one of `uploads`, in milliseconds.
 fn cpu_per(cpu: Duration, uploads: u64) -> f64 {
     cpu.as_secs_f64() * 1000.0 / uploads.max(1) as f64
@@ -136,6 +156,7 @@ async fn verified(settings: &[(String, String)], data: &Path) -> serde_json::Val
 }
 
 async fn measure(plan: &Plan) -> std::io::Result<()> {
+    room_for(plan)?;
     let mut report = Report { machine: Machine::here(), when: UnixMs::now().to_string(), measured: Vec::new() };
     report.machine.lines().iter().for_each(|line| println!("{line}"));
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");

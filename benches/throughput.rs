@@ -30,6 +30,11 @@ fn that_goes_on(plan: &Plan) -> Load {
     Load { seconds: plan.seconds * GOES_ON_TIMES_AS_LONG, ..at_full_speed(plan) }
 }
 
+/// How long a round loads one contestant.
+pub fn seconds(plan: &Plan) -> u64 {
+    at_full_speed(plan).seconds + that_goes_on(plan).seconds
+}
+
 /// Forebay's replicas on a queue and a spool of their own.
 pub struct Site {
     pub replicas: Vec<Program>,
