@@ -1,6 +1,6 @@
 # What a newcomer needs: `make test`. Everything else is listed by `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parts load torture wire-test planted-bugs week bench instructions
+.PHONY: help demo test lint parts load torture wire-test planted-bugs week release bench instructions
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,9 +31,13 @@ planted-bugs: parts ## plant eleven bugs, one at a time, and print which test ca
 load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): the stack, or a single serve
 	loadtest/run
 
-bench: ## Forebay beside nginx, Flask and rclone; WHAT=all|throughput|drain|footprint|latency|backlog ROUNDS=5 FOR=8s UPLOADS=10000000; writes target/bench/page.html
+release: ## the program for a site's box, laid out by what it does under load: target/released/forebay
+	release/build
+
+bench: ## Forebay beside nginx, Flask and rclone; WHAT=all|throughput|drain|footprint|latency|backlog ROUNDS=5 FOR=8s UPLOADS=10000000; writes target/bench/page.html; PROGRAM=… is another than `make release` builds
 	tests/install-parts bench
-	cargo bench --locked --bench bench
+	[ -n "$$PROGRAM" ] || release/build
+	PROGRAM="$${PROGRAM:-target/released/forebay}" cargo bench --locked --bench bench
 
 instructions: ## count the instructions of the body's decoder and the pacer, and hold them to their bounds
 	tests/install-parts instructions

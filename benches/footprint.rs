@@ -32,7 +32,7 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, re
     let store = tokio::task::spawn_blocking(|| weed::Server::start("127.0.0.1", None)).await.expect("weed starts");
     idle(plan, &store, report).await;
     // it deletes hundreds of photos, and those after it thousands
-    at_the_sites_rate(plan, &store, leftovers, report).await;
+    what_a_site_costs(plan, &store, leftovers, report).await;
     slow(plan, &store, bodies, report).await;
     kept_alive(plan, &store, bodies, report).await;
 }
@@ -155,8 +155,16 @@ async fn send(
     Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
 }
 
+/// A thousand devices with two photos a minute each, by k6, for so long; all are acknowledged.
+pub async fn at_the_sites_rate(url: &str, span: Duration) {
+    let mut k6 = guarded(concat!(env!("CARGO_MANIFEST_DIR"), "/loadtest/run"), "TERM", None);
+    k6.env("URL", format!("{url}/")).env("DURATION", format!("{}s", span.as_secs()));
+    let done = tokio::task::spawn_blocking(move || k6.output()).await.expect("k6 ends").expect("k6 runs");
+    assert!(done.status.success(), "k6: {}", String::from_utf8_lossy(&done.stdout));
+}
+
 /// Ingest and drain as processes of their own, so that each one's cost is seen, on Postgres; k6 is the fleet.
-async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, leftovers: &mut Leftovers, report: &mut Report) {
+async fn what_a_site_costs(plan: &Plan, store: &weed::Server, leftovers: &mut Leftovers, report: &mut Report) {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(200)).await.expect("Postgres starts");
     let seconds = (plan.seconds * 3).max(20);
     let (mut used, mut ingest_ms, mut drain_ms) = (Vec::new(), Vec::new(), Vec::new());
@@ -172,10 +180,7 @@ async fn at_the_sites_rate(plan: &Plan, store: &weed::Server, leftovers: &mut Le
         let drain = Program::start("drain", &settings, &data).await;
         let before = [cpu(ingest.pid()), cpu(drain.pid())];
         let began = Instant::now();
-        let mut k6 = guarded(concat!(env!("CARGO_MANIFEST_DIR"), "/loadtest/run"), "TERM", None);
-        k6.env("URL", format!("{}/", ingest.url)).env("DURATION", format!("{seconds}s"));
-        let done = tokio::task::spawn_blocking(move || k6.output()).await.expect("k6 ends").expect("k6 runs");
-        assert!(done.status.success(), "k6: {}", String::from_utf8_lossy(&done.stdout));
+        at_the_sites_rate(&ingest.url, Duration::from_secs(seconds)).await;
         let spent = [cpu(ingest.pid()) - before[0], cpu(drain.pid()) - before[1]];
         let took = began.elapsed().as_secs_f64();
         used.push((spent[0] + spent[1]).as_secs_f64() * 100.0 / took);

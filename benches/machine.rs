@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::support::process::find_program;
+use crate::support::program;
 
 /// What a reader must know to make something of the figures.
 #[derive(Debug, Serialize)]
@@ -29,7 +30,7 @@ impl Machine {
         };
         let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
         let versions = [
-            ("forebay", env!("CARGO_BIN_EXE_forebay").to_owned(), "--version"),
+            ("forebay", program::path().display().to_string(), "--version"),
             ("nginx", find_program("nginx", &[]).display().to_string(), "-v"),
             ("wrk", find_program("wrk", &[]).display().to_string(), "-v"),
             ("rclone", find_program("rclone", &[&format!("{tools}/rclone/bin")]).display().to_string(), "version"),

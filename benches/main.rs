@@ -2,7 +2,7 @@
 //! and spread, and the losing cases stay in.
 //!
 //! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long, `UPLOADS` how large a
-//! backlog. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
+//! backlog, and `PROGRAM` which build of the program is measured. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
 //! find nothing after it. Writes `results.json` and `page.html` into `target/bench`.
 
 // the parts that only the suite needs
@@ -20,6 +20,7 @@ mod machine;
 mod peers;
 mod report;
 mod throughput;
+mod training;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum What {
     Latency,
     /// Claims, lists, start and status while millions of uploads wait.
     Backlog,
+    /// Nothing: the program is put under load, to count what it does. No part of all.
+    Training,
 }
 
 impl What {
@@ -58,7 +61,10 @@ impl What {
             "footprint" => Ok(What::Footprint),
             "latency" => Ok(What::Latency),
             "backlog" => Ok(What::Backlog),
-            other => Err(format!("WHAT is all, throughput, drain, footprint, latency or backlog, not {other:?}")),
+            "training" => Ok(What::Training),
+            other => {
+                Err(format!("WHAT is all, throughput, drain, footprint, latency, backlog or training, not {other:?}"))
+            }
         }
     }
 
@@ -156,6 +162,10 @@ async fn verified(settings: &[(String, String)], data: &Path) -> serde_json::Val
 }
 
 async fn measure(plan: &Plan) -> std::io::Result<()> {
+    if plan.what == What::Training {
+        training::run_all(&Bodies::new()).await;
+        return Ok(());
+    }
     room_for(plan)?;
     let mut report = Report { machine: Machine::here(), when: UnixMs::now().to_string(), measured: Vec::new() };
     report.machine.lines().iter().for_each(|line| println!("{line}"));
@@ -168,7 +178,7 @@ async fn measure(plan: &Plan) -> std::io::Result<()> {
             continue;
         }
         match part {
-            What::All => {}
+            What::All | What::Training => {}
             What::Throughput => throughput::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Footprint => footprint::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Drain => drain::run_all(plan, &mut report).await,
@@ -190,6 +200,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(program) = std::env::var_os("PROGRAM").filter(|path| !path.is_empty()) {
+        // it is run in other folders
+        match std::fs::canonicalize(&program) {
+            Ok(path) => support::program::run_instead(path),
+            Err(error) => {
+                eprintln!("bench: PROGRAM is {}: {error}", program.display());
+                return ExitCode::FAILURE;
+            }
+        }
+    }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let done = runtime.block_on(async {
         // whoever is interrupted drops what it has made, and that ends or removes it

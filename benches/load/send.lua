@@ -12,7 +12,8 @@ function init(args)
   end
   for n = 5, #args do
     local file = assert(io.open(args[n], "rb"))
-    requests[#requests + 1] = wrk.format(args[1], args[2], { ["Content-Type"] = args[3] }, file:read("*a"))
+    local head = { ["Content-Type"] = args[3], ["X-Device-Id"] = "cam-0001" } -- for bodies that do not say it
+    requests[#requests + 1] = wrk.format(args[1], args[2], head, file:read("*a"))
     file:close()
   end
 end

@@ -1,15 +1,29 @@
 //! The real program, as a child process.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use forebay::config::Endpoint;
 use rustix::process::Signal;
 
 use super::eventually;
 use super::process::{guarded, guarded_within, start};
+
+/// The program that is run where it is not the one that was built with the tests, which has the crash points.
+static OTHER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has all that is started from now on be the program at `path`.
+#[allow(dead_code)] // only benchmarks do
+pub fn run_instead(path: PathBuf) {
+    OTHER.set(path).expect("said once");
+}
+
+/// The program that is run.
+pub fn path() -> &'static Path {
+    OTHER.get().map_or(Path::new(env!("CARGO_BIN_EXE_forebay")), PathBuf::as_path)
+}
 
 /// A command with nothing of the caller's own settings.
 fn clean(mut command: Command) -> Command {
@@ -36,7 +50,7 @@ pub fn s3_settings(endpoint: &Endpoint, bucket: &str) -> Vec<(String, String)> {
 
 /// Runs a command of the program to its end.
 pub async fn run(arguments: &[&str], settings: &[(String, String)], folder: &Path) -> Output {
-    let mut command = clean(Command::new(env!("CARGO_BIN_EXE_forebay")));
+    let mut command = clean(Command::new(path()));
     command.args(arguments).envs(settings.iter().cloned()).current_dir(folder).stdin(Stdio::null());
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
@@ -54,12 +68,12 @@ pub struct Program {
 impl Program {
     /// Starts a role on free ports and waits until it is up.
     pub async fn start(role: &str, settings: &[(String, String)], data_dir: &Path) -> Program {
-        Program::start_by(guarded(env!("CARGO_BIN_EXE_forebay"), "KILL", None), role, settings, data_dir).await
+        Program::start_by(guarded(path(), "KILL", None), role, settings, data_dir).await
     }
 
     /// As [`Program::start`], in a network namespace of its own.
     pub async fn start_within(namespace: &Path, role: &str, settings: &[(String, String)], data_dir: &Path) -> Program {
-        let command = guarded_within(namespace, env!("CARGO_BIN_EXE_forebay"), "KILL");
+        let command = guarded_within(namespace, path(), "KILL");
         Program::start_by(command, role, settings, data_dir).await
     }
 
