@@ -34,7 +34,7 @@ load: ## a thousand devices for a minute against URL (http://127.0.0.1:8080/): t
 release: ## the program for a site's box, laid out by what it does under load: target/released/forebay
 	release/build
 
-bench: ## Forebay beside nginx, Flask and rclone; WHAT=all|throughput|drain|footprint|latency|backlog ROUNDS=5 FOR=8s UPLOADS=10000000; writes target/bench/page.html; PROGRAM=… is another than `make release` builds
+bench: ## Forebay beside nginx, Flask and rclone; WHAT=all|throughput|drain|footprint|latency|backlog ROUNDS=5 FOR=8s UPLOADS=10000000; writes target/bench/page.html; PROGRAM=… measures another than `make release` builds
 	tests/install-parts bench
 	[ -n "$$PROGRAM" ] || release/build
 	PROGRAM="$${PROGRAM:-target/released/forebay}" cargo bench --locked --bench bench

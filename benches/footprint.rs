@@ -155,12 +155,13 @@ async fn send(
     Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
 }
 
-/// A thousand devices with two photos a minute each, by k6, for so long; all are acknowledged.
-pub async fn at_the_sites_rate(url: &str, span: Duration) {
+/// A thousand devices with two photos a minute each, by k6, for so long; all are acknowledged. `more` is for k6.
+pub async fn at_the_sites_rate(url: &str, span: Duration, more: &[&str]) {
     let mut k6 = guarded(concat!(env!("CARGO_MANIFEST_DIR"), "/loadtest/run"), "TERM", None);
-    k6.env("URL", format!("{url}/")).env("DURATION", format!("{}s", span.as_secs()));
+    k6.env("URL", format!("{url}/")).env("DURATION", format!("{}s", span.as_secs())).args(more);
     let done = tokio::task::spawn_blocking(move || k6.output()).await.expect("k6 ends").expect("k6 runs");
-    assert!(done.status.success(), "k6: {}", String::from_utf8_lossy(&done.stdout));
+    let said = [done.stdout, done.stderr].concat();
+    assert!(done.status.success(), "k6: {}", String::from_utf8_lossy(&said));
 }
 
 /// Ingest and drain as processes of their own, so that each one's cost is seen, on Postgres; k6 is the fleet.
@@ -180,7 +181,7 @@ async fn what_a_site_costs(plan: &Plan, store: &weed::Server, leftovers: &mut Le
         let drain = Program::start("drain", &settings, &data).await;
         let before = [cpu(ingest.pid()), cpu(drain.pid())];
         let began = Instant::now();
-        at_the_sites_rate(&ingest.url, Duration::from_secs(seconds)).await;
+        at_the_sites_rate(&ingest.url, Duration::from_secs(seconds), &[]).await;
         let spent = [cpu(ingest.pid()) - before[0], cpu(drain.pid()) - before[1]];
         let took = began.elapsed().as_secs_f64();
         used.push((spent[0] + spent[1]).as_secs_f64() * 100.0 / took);

@@ -16,6 +16,8 @@ pub struct Machine {
     sha_extensions: bool,
     memory_gib: u64,
     kernel: String,
+    /// The build that is measured.
+    program: String,
     /// Name and version of each program that took part.
     versions: Vec<(String, String)>,
 }
@@ -49,6 +51,7 @@ impl Machine {
                 .unwrap_or(0)
                 >> 20,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            program: program::path().display().to_string(),
             versions: versions.map(|(name, program, ask)| (name.to_owned(), version(&program, ask))).to_vec(),
         }
     }
@@ -59,6 +62,7 @@ impl Machine {
         let mut lines = vec![
             format!("{} cores of {}, {sha} SHA extensions, {} GiB", self.cores, self.processor, self.memory_gib),
             format!("Linux {}", self.kernel),
+            format!("measured: {}", self.program),
         ];
         lines.extend(self.versions.iter().map(|(name, version)| format!("{name}: {version}")));
         lines

@@ -2,7 +2,7 @@
 //! and spread, and the losing cases stay in.
 //!
 //! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long, `UPLOADS` how large a
-//! backlog, and `PROGRAM` which build of the program is measured. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
+//! backlog, and `PROGRAM` which build of the program is measured: the one that is released, or, if none is named, the tests' own. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
 //! find nothing after it. Writes `results.json` and `page.html` into `target/bench`.
 
 // the parts that only the suite needs
@@ -48,7 +48,7 @@ enum What {
     Latency,
     /// Claims, lists, start and status while millions of uploads wait.
     Backlog,
-    /// Nothing: the program is put under load, to count what it does. No part of all.
+    /// Measures nothing: puts the program under load, so that it counts what it does. Not part of all.
     Training,
 }
 

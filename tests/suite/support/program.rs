@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::eventually;
 use super::process::{guarded, guarded_within, start};
 
-/// The program that is run where it is not the one that was built with the tests, which has the crash points.
+/// Run instead of the program that was built with the tests (that one has the crash points).
 static OTHER: OnceLock<PathBuf> = OnceLock::new();
 
 /// Has all that is started from now on be the program at `path`.
