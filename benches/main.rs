@@ -2,8 +2,9 @@
 //! and spread, and the losing cases stay in.
 //!
 //! `make bench`; `WHAT` picks a part, see [`What`]; `ROUNDS` and `FOR` say how often and how long, `UPLOADS` how large a
-//! backlog, and `PROGRAM` which build of the program is measured: the one that is released, or, if none is named, the tests' own. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and `verify` must
-//! find nothing after it. Writes `results.json` and `page.html` into `target/bench`.
+//! backlog, and `PROGRAM` which build of the program is measured; `make bench` names the one that is released, and if none is
+//! named it is the tests' own. Load comes from outside, real HTTP from a program of its own. Nothing is switched off for it, and
+//! `verify` must find nothing after it. Writes `results.json` and `page.html` into `target/bench`.
 
 // the parts that only the suite needs
 #[allow(dead_code)]
