@@ -93,6 +93,7 @@ fn dangerous_things_have_one_home() {
         ("aws_sdk_s3", &["bucket/"]),
         ("aws_config", &["bucket/"]),
         ("aws_smithy", &["bucket/"]),
+        ("aws_sigv4", &["bucket/"]),
         ("governor::", &["pacer/"]),
         ("unsafe {", &["pacer/tcp.rs", "http/gathering.rs", "spool/buffer.rs"]),
         ("sync_all", &["spool.rs"]),

@@ -74,7 +74,12 @@ impl Client {
         Client { inner: Arc::new(Inner { pacer, proxies, idle: Mutex::default() }) }
     }
 
-    async fn send(&self, mut request: Request<SdkBody>, timeout: Duration) -> Result<Response<Incoming>, Failure> {
+    /// Sends one, over a connection that is opened within `timeout` if none is kept; its answer's head, and what follows it.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<SdkBody>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Failure> {
         let to = origin(request.uri())?;
         let turn = request.extensions_mut().remove::<Turn>().unwrap_or_default();
         if !request.headers().contains_key(HOST) {
@@ -213,7 +218,7 @@ fn address(uri: &Uri) -> String {
 }
 
 /// The host as it is signed: with its port, unless that is the scheme's own.
-fn host(to: &Uri) -> Result<HeaderValue, Failure> {
+pub(super) fn host(to: &Uri) -> Result<HeaderValue, Failure> {
     let host = to.host().unwrap_or_default();
     let own = if to.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
     Ok(match to.port_u16().filter(|port| *port != own) {

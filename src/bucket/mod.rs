@@ -4,32 +4,32 @@
 //! store confirmed those bytes. Never: a retry of its own (the queue owns back-off, and bytes sent again are paid for again),
 //! and never a credential in an error.
 //!
-//! `client.rs` is the HTTP client beneath the SDK, whose connections a pacer may hold to its budget;
-//! `dial.rs` opens them.
+//! `put.rs` is the PUT, signed with what `credentials.rs` holds; `client.rs` is the HTTP client beneath it and the SDK, whose
+//! connections a pacer may hold to its budget; `dial.rs` opens them.
 
 mod client;
+mod credentials;
 mod dial;
+mod put;
 
 use std::time::Duration;
 
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    RuntimeComponents, StalledStreamProtectionConfig,
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
-use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_runtime_api::box_error::BoxError;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
+use self::put::Put;
 use crate::config::{BucketConfig, Endpoint};
 use crate::error::{Error, Result, chain};
 use crate::pacer::{Pacer, Turn};
@@ -44,8 +44,7 @@ const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Bucket {
     client: Client,
-    /// For photos. A slow link is no failure of theirs; whoever sends watches the turn.
-    patient: Client,
+    put: Put,
     name: String,
     /// Proxies of the environment are heeded.
     proxies: bool,
@@ -86,78 +85,64 @@ impl Bucket {
             // compatible stores do not care; AWS itself answers with the right one
             builder = builder.region(Region::new("us-east-1"));
         }
-        Bucket::with(builder, &config.name, true)
+        Bucket::with(builder, shared.credentials_provider(), &config.name, true)
     }
 
     /// A bucket at an endpoint that is given, not configured.
     pub fn at(endpoint: &Endpoint, name: &str) -> Bucket {
         let credentials = Credentials::new(&endpoint.access_key, &endpoint.secret_key, None, None, "given");
+        let credentials = SharedCredentialsProvider::new(credentials);
         let builder = aws_sdk_s3::config::Builder::new()
             .behavior_version(BehaviorVersion::latest())
             .endpoint_url(&endpoint.url)
             .region(Region::new("us-east-1"))
-            .credentials_provider(credentials)
+            .credentials_provider(credentials.clone())
             .force_path_style(true);
         // the store is on this machine: no proxy
-        Bucket::with(builder, name, false)
+        Bucket::with(builder, Some(credentials), name, false)
     }
 
     /// The same bucket, but every byte to it is paid for.
     pub fn paced(&self, pacer: &Pacer) -> Bucket {
-        let client = client::Client::new(Some(pacer.clone()), self.proxies);
-        let paced = |of: &Client| Client::from_conf(of.config().to_builder().http_client(client.clone()).build());
-        Bucket { client: paced(&self.client), patient: paced(&self.patient), ..self.clone() }
+        let http = client::Client::new(Some(pacer.clone()), self.proxies);
+        let client = Client::from_conf(self.client.config().to_builder().http_client(http.clone()).build());
+        Bucket { client, put: self.put.over(http), ..self.clone() }
     }
 
-    fn with(builder: aws_sdk_s3::config::Builder, name: &str, proxies: bool) -> Bucket {
+    fn with(
+        builder: aws_sdk_s3::config::Builder,
+        credentials: Option<SharedCredentialsProvider>,
+        name: &str,
+        proxies: bool,
+    ) -> Bucket {
         let timeouts =
             TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(SMALL_REQUEST_TIMEOUT).build();
+        let http = client::Client::new(None, proxies);
         let config = builder
-            .http_client(client::Client::new(None, proxies))
+            .http_client(http.clone())
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
-            // a paced body is meant to stall; the deadline of the attempt is ours
+            // a paced body is meant to stall
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             // otherwise the SDK adds trailers that several compatible stores refuse
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).disable_operation_timeout().build();
-        let patient = config.to_builder().timeout_config(timeouts).build();
-        Bucket {
-            client: Client::from_conf(config),
-            patient: Client::from_conf(patient),
-            name: name.to_owned(),
-            proxies,
-        }
+        let client = Client::from_conf(config);
+        Bucket { put: Put::new(&client, http, credentials, name), client, name: name.to_owned(), proxies }
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Puts one photo. True when the store's answer confirmed its bytes; otherwise [`Bucket::confirmed`] must be asked.
+    /// Puts one photo. True when the store's answer confirmed its bytes; otherwise [`Bucket::confirmed`] must be asked. A slow
+    /// link is no failure: whoever sends watches the turn.
     ///
     /// [`Error::Unavailable`] when the environment is at fault, [`Error::Refused`] when this very object is.
     pub async fn put(&self, object: &Object<'_>) -> Result<bool> {
-        let turn = object.turn.clone();
-        let put = self
-            .patient
-            .put_object()
-            .bucket(&self.name)
-            .key(object.key)
-            .content_type(object.content_type.as_str())
-            .content_length(object.photo.len() as i64)
-            .checksum_sha256(object.sha256.base64())
-            .body(ByteStream::from(object.photo.clone()))
-            .customize()
-            .interceptor(SignedDigest(object.sha256))
-            .mutate_request(move |request| request.add_extension(turn.clone()))
-            .send()
-            .await
-            .map_err(|error| classify(&format!("PUT {}", object.key), error))?;
-        match put.checksum_sha256() {
-            Some(digest) => confirm_digest(object, digest).map(|()| true),
+        match self.put.send(object).await? {
+            Some(digest) => confirm_digest(object, &digest).map(|()| true),
             None => Ok(false),
         }
     }
@@ -262,26 +247,6 @@ impl Bucket {
     }
 }
 
-/// Has the digest signed that was taken at ingest; the SDK would take another one of the whole photo.
-#[derive(Debug)]
-struct SignedDigest(Sha256);
-
-impl Intercept for SignedDigest {
-    fn name(&self) -> &'static str {
-        "SignedDigest"
-    }
-
-    fn modify_before_signing(
-        &self,
-        _: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        config: &mut ConfigBag,
-    ) -> std::result::Result<(), BoxError> {
-        config.interceptor_state().store_put(PayloadSigningOverride::Precomputed(self.0.to_string()));
-        Ok(())
-    }
-}
-
 fn confirm_digest(object: &Object<'_>, digest: &str) -> Result<()> {
     if digest == object.sha256.base64() {
         return Ok(());
@@ -316,26 +281,32 @@ fn classify<E>(doing: &str, error: SdkError<E>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let status = status(&error);
-    match (&error, status) {
+    match (&error, status(&error)) {
         (SdkError::ServiceError(service), Some(status)) => {
-            let code = service.err().code().unwrap_or("no code");
-            let message = service.err().message().unwrap_or("no message");
-            let text = format!("{doing}: S3 answered {status} {code}: {message}{}", remedy(code));
-            if CODES_OF_THE_OBJECT.contains(&code) || status == 413 {
-                Error::Refused(text)
-            } else {
-                Error::Unavailable(text)
-            }
+            answered(doing, status, service.err().code(), service.err().message())
         }
         // what the SDK wraps the cause in says nothing to an operator
         (SdkError::DispatchFailure(failure), _) => {
             let wrapped = failure.as_connector_error().map(|wrapped| wrapped as &dyn std::error::Error);
-            let cause = wrapped.and_then(|wrapped| wrapped.source()).unwrap_or(&error);
-            Error::unavailable(doing, credentials_missing(cause).unwrap_or_else(|| chain(cause)))
+            unanswered(doing, wrapped.and_then(|wrapped| wrapped.source()).unwrap_or(&error))
         }
         _ => Error::unavailable(doing, chain(&error)),
     }
+}
+
+/// What an answer of the store's that is no success says.
+fn answered(doing: &str, status: u16, code: Option<&str>, message: Option<&str>) -> Error {
+    let code = code.unwrap_or("no code");
+    let text = format!("{doing}: S3 answered {status} {code}: {}{}", message.unwrap_or("no message"), remedy(code));
+    match CODES_OF_THE_OBJECT.contains(&code) || status == 413 {
+        true => Error::Refused(text),
+        false => Error::Unavailable(text),
+    }
+}
+
+/// There is no answer, because of this.
+fn unanswered(doing: &str, cause: &(dyn std::error::Error + 'static)) -> Error {
+    Error::unavailable(doing, credentials_missing(cause).unwrap_or_else(|| chain(cause)))
 }
 
 /// What to say where `error` is that there are no credentials: where they may stand, and not every place that was looked at.

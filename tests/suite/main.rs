@@ -5,6 +5,7 @@
 #[allow(dead_code)] // tests/torture needs more of it
 mod support;
 
+mod bucket;
 mod console;
 mod crash_points;
 mod disk;
