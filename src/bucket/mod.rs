@@ -14,8 +14,9 @@ mod put;
 
 use std::time::Duration;
 
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
@@ -79,7 +80,13 @@ pub struct Listed {
 impl Bucket {
     /// The bucket of a configuration, with credentials, region and endpoint from AWS's own variables and chain.
     pub async fn connect(config: &BucketConfig) -> Bucket {
-        let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
+        let mut loader = aws_config::defaults(BehaviorVersion::latest());
+        // the first place of the chain anyway; the others read all the system's certificates before anyone asks for them
+        let environment = EnvironmentVariableCredentialsProvider::new();
+        if environment.provide_credentials().await.is_ok() {
+            loader = loader.credentials_provider(environment);
+        }
+        let shared = loader.load().await;
         let mut builder = aws_sdk_s3::config::Builder::from(&shared).force_path_style(config.path_style);
         if shared.region().is_none() {
             // compatible stores do not care; AWS itself answers with the right one
