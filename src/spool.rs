@@ -20,6 +20,7 @@
 mod ballast;
 mod buffer;
 mod direct;
+mod lately_read;
 mod photo_file;
 mod unfinished;
 
@@ -42,6 +43,7 @@ use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
 use self::ballast::{Ballast, Tended};
+use self::lately_read::LatelyRead;
 use self::photo_file::{read_photo, read_record, trailer};
 pub use self::unfinished::Unfinished;
 use self::unfinished::{Part, exchange, rename_without_overwriting};
@@ -61,6 +63,7 @@ struct Inner {
     root: PathBuf,
     limits: SpoolLimits,
     ballast: Ballast,
+    lately_read: LatelyRead,
     /// The 256 photo folders, held open to be synced.
     folders: Vec<File>,
     /// The disk takes photos past the page cache, as far as is known.
@@ -133,6 +136,7 @@ impl Spool {
             root,
             limits,
             ballast,
+            lately_read: LatelyRead::default(),
             folders,
             direct: AtomicBool::new(true),
             writers: Semaphore::new(WRITERS_MAX),
@@ -306,8 +310,13 @@ impl Spool {
     /// Refuses when a photo of `bytes` would eat into the reserve or go beyond the spool's own limit.
     pub fn admit(&self, bytes: u64) -> Result<()> {
         self.check_fault()?;
-        let space = self.space()?;
-        if space.usable_bytes() < bytes {
+        let stat = self.stat()?;
+        let (total_bytes, free_bytes) = room(&stat);
+        let beside_reserve_bytes = free_bytes.saturating_sub(self.inner.limits.reserve.of(total_bytes));
+        let ballast = &self.inner.ballast;
+        let fits = beside_reserve_bytes >= bytes && ballast.leaves_room(total_bytes, beside_reserve_bytes, bytes);
+        let space = self.space_by(&stat, if fits { 0 } else { ballast.missing_bytes(total_bytes) });
+        if !fits {
             return Err(Error::Full(format!(
                 "{} are free on the disk, and {} are kept in reserve",
                 ByteSize(space.free_bytes),
@@ -329,18 +338,22 @@ impl Spool {
     /// The room on the disk now.
     pub fn space(&self) -> Result<Space> {
         let stat = self.stat()?;
-        let (total_bytes, free_bytes) = room(&stat);
-        Ok(Space {
+        Ok(self.space_by(&stat, self.inner.ballast.missing_bytes(room(&stat).0)))
+    }
+
+    fn space_by(&self, stat: &StatVfs, ballast_missing_bytes: u64) -> Space {
+        let (total_bytes, free_bytes) = room(stat);
+        Space {
             total_bytes,
             free_bytes,
-            reserve_bytes: self.inner.limits.reserve.of(total_bytes) + self.inner.ballast.missing_bytes(total_bytes),
+            reserve_bytes: self.inner.limits.reserve.of(total_bytes) + ballast_missing_bytes,
             total_inodes: stat.f_files,
             free_inodes: stat.f_favail,
             reserve_inodes: match self.inner.limits.reserve {
                 share @ crate::units::Reserve::Share(_) => share.of(stat.f_files),
                 crate::units::Reserve::Bytes(_) => 0,
             },
-        })
+        }
     }
 
     fn stat(&self) -> Result<StatVfs> {
@@ -398,13 +411,14 @@ impl Spool {
         let spool = self.clone();
         blocking(move || {
             let path = spool.path(upload.id);
-            let (record, photo) = read_photo(&path, |error| not_opened(&upload, error))?;
+            let (record, photo, stamp) = read_photo(&path, |error| not_opened(&upload, error))?;
             if record.sha256 != upload.sha256 {
                 return Err(Error::Damaged(format!(
                     "its file holds a photo with the digest {}, not {}",
                     record.sha256, upload.sha256
                 )));
             }
+            spool.inner.lately_read.note(upload.id, upload.sha256, stamp);
             Ok(photo)
         })
         .await
@@ -421,7 +435,7 @@ impl Spool {
     /// The record of a file whose bytes are those that were accepted.
     fn check(&self, path: &Path) -> Result<Upload> {
         let not_opened = |error| Error::unavailable(format_args!("cannot read {}", path.display()), error);
-        let (record, photo) = read_photo(path, not_opened)?;
+        let (record, photo, _) = read_photo(path, not_opened)?;
         match Sha256::of(&photo) == record.sha256 {
             true => Ok(record),
             // it changed before it was written: the checksum is that of what was written
@@ -443,7 +457,8 @@ impl Spool {
     /// The same. Blocks.
     pub fn remove_now(&self, upload: &Upload) -> Result<()> {
         let path = self.path(upload.id);
-        if read_record(&path).is_ok_and(|found| found.sha256 != upload.sha256) {
+        let is_its = self.inner.lately_read.is_still(upload.id, upload.sha256, &path);
+        if !is_its && read_record(&path).is_ok_and(|found| found.sha256 != upload.sha256) {
             return Ok(());
         }
         match fs::remove_file(path) {

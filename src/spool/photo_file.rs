@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::buffer::{BEHIND_BYTES, BLOCK_BYTES, Buffer};
 use super::direct;
+use super::lately_read::Stamp;
 use crate::error::{Error, Result};
 use crate::upload::Upload;
 
@@ -58,8 +59,9 @@ pub(super) fn read_record(path: &Path) -> Result<Upload> {
 }
 
 /// The record and the photo of the file at `path`, whose bytes are those that were written. Read past the page cache, where the
-/// file system can: nobody reads it again soon. `not_opened` says what it means that the file cannot be opened.
-pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Error) -> Result<(Upload, Bytes)> {
+/// file system can: nobody reads it again soon. With them the stamp of the file before it was read. `not_opened` says what it
+/// means that the file cannot be opened.
+pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Error) -> Result<(Upload, Bytes, Stamp)> {
     let mut options = OpenOptions::new();
     options.read(true);
     let opened = direct::open(&options, path).and_then(|direct| match direct {
@@ -67,7 +69,8 @@ pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Erro
         None => Ok((options.open(path)?, false)),
     });
     let (file, direct) = opened.map_err(not_opened)?;
-    let size = file.metadata().map_err(|error| failed(path, error))?.len();
+    let metadata = file.metadata().map_err(|error| failed(path, error))?;
+    let size = metadata.len();
     let whole = read_whole(&file, direct, size, path)?;
     let footer = Footer::read(whole.as_slice(), size, path)?;
     let record = footer.record(whole.as_slice(), size, path)?;
@@ -75,7 +78,7 @@ pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Erro
     if crc32fast::hash(&photo) != footer.photo_crc {
         return Err(damaged(path, "the photo does not match its checksum"));
     }
-    Ok((record, photo))
+    Ok((record, photo, Stamp::of(&metadata)))
 }
 
 /// All of its `size` bytes.

@@ -163,6 +163,33 @@ async fn a_photo_that_is_gone_is_missing_and_removing_it_again_is_no_error() {
     assert!(matches!(spool.read(upload).await, Err(Error::Missing(_))));
 }
 
+/// By other uploads under the same id, one after another, as after a removal that the queue never heard of.
+async fn the_photo_that_took_its_place_stays(read_before: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder);
+    let (gone, new) = (upload_of(&photo(1), "1"), upload_of(&photo(2), "1"));
+    spool.store(gone.clone(), photo(1)).await.unwrap();
+    if read_before {
+        spool.read(gone.clone()).await.unwrap();
+    }
+    std::fs::remove_file(only_file(&spool)).unwrap();
+    spool.store(new.clone(), photo(2)).await.unwrap();
+    spool.remove(gone).await.unwrap();
+    assert_eq!(spool.read(new.clone()).await.unwrap(), photo(2));
+    spool.remove(new.clone()).await.unwrap();
+    assert!(matches!(spool.read(new).await, Err(Error::Missing(_))));
+}
+
+#[tokio::test]
+async fn removing_a_photo_leaves_another_that_took_its_place() {
+    the_photo_that_took_its_place_stays(false).await;
+}
+
+#[tokio::test]
+async fn removing_a_photo_that_was_read_leaves_another_that_took_its_place() {
+    the_photo_that_took_its_place_stays(true).await;
+}
+
 #[tokio::test]
 async fn the_journal_gives_back_what_was_marked_until_the_mark_is_taken_off() {
     let folder = tempfile::tempdir().unwrap();
