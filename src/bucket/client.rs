@@ -1,4 +1,4 @@
-//! The HTTP client beneath the S3 SDK: one request at a time on each of a few kept connections, which a pacer may hold to its
+//! The HTTP client beneath the PUT and the S3 SDK: one request at a time on each of a few kept connections, which a pacer may hold to its
 //! budget.
 //!
 //! Always: HTTP/1.1, as S3 speaks it; TLS with the system's certificates; past a proxy if the environment names one; a

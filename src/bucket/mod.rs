@@ -129,7 +129,7 @@ impl Bucket {
             .http_client(http.clone())
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
-            // a paced body is meant to stall
+            // what is paced is meant to stall
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             // otherwise the SDK adds trailers that several compatible stores refuse
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -332,7 +332,9 @@ fn credentials_missing(error: &(dyn std::error::Error + 'static)) -> Option<Stri
 fn remedy(code: &str) -> &'static str {
     match code {
         "RequestTimeTooSkewed" => " (set this machine's clock: it is off by more than 15 minutes)",
-        "ExpiredToken" | "InvalidToken" => " (renew the AWS credentials)",
+        "ExpiredToken" | "InvalidToken" => {
+            " (renew the AWS credentials; those of the environment or a profile need a restart)"
+        }
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" => " (check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
         "AccessDenied" => " (the credentials need s3:PutObject and s3:GetObject on the bucket)",
         "NoSuchBucket" => " (make the bucket, or set FOREBAY_S3_BUCKET)",

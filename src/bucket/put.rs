@@ -1,6 +1,6 @@
 //! The PUT of a photo, written out.
 //!
-//! It is the one request that is made for every photo. The SDK's way to it, through layers of configuration, endpoint rules and
+//! It is the request that is made for every photo. The SDK's way to it, through layers of configuration, endpoint rules and
 //! some thirty interceptors, took a fifth of the drain's processor time (docs/performance.md). So the SDK is asked once where
 //! photos go and by which names requests there are signed, and each is then signed by the crate that the SDK signs with. Always:
 //! the digest that ingest took is both signed and given to the store to check. Never: a retry, or a redirect that is followed.
@@ -18,7 +18,8 @@ use aws_sigv4::http_request::{
 };
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::identity::Identity;
-use http::header::{CONTENT_TYPE, DATE, HOST, USER_AGENT};
+use bytes::Bytes;
+use http::header::{AGE, CONTENT_TYPE, DATE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
 use jiff::fmt::rfc2822;
@@ -39,6 +40,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// A clock that is off by less is not why a store refused.
 const SKEW_MIN: SignedDuration = SignedDuration::from_mins(4);
 
+/// The answers after which other credentials may do.
+const CODES_OF_CREDENTIALS: &[&str] = &["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"];
 const CHECKSUM: &str = "x-amz-checksum-sha256";
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("forebay/", env!("CARGO_PKG_VERSION")));
 
@@ -50,7 +53,7 @@ pub(super) struct Put {
 }
 
 struct Known {
-    /// For its word on where photos go; it sends none.
+    /// For its word on where photos go. It sends none, and has nobody's credentials.
     sdk: Client,
     bucket: String,
     place: OnceCell<Place>,
@@ -77,8 +80,9 @@ impl Put {
         provider: Option<SharedCredentialsProvider>,
         bucket: &str,
     ) -> Put {
+        let nobodys = aws_credential_types::Credentials::new("nobody", "nobody", None, None, "for an address");
         // for directory buckets the SDK would open a session, and sign with that
-        let config = sdk.config().to_builder().disable_s3_express_session_auth(true);
+        let config = sdk.config().to_builder().disable_s3_express_session_auth(true).credentials_provider(nobodys);
         let known = Known {
             sdk: Client::from_conf(config.build()),
             bucket: bucket.to_owned(),
@@ -100,12 +104,18 @@ impl Put {
     pub(super) async fn send(&self, object: &Object<'_>) -> Result<Option<String>> {
         let doing = format!("PUT {}", object.key);
         let place = self.known.place(&doing).await?;
-        let credentials = self.known.credentials.get().await.map_err(|error| unanswered(&doing, &error))?;
+        let now = self.known.now();
+        let credentials = self.known.credentials.get(now).await.map_err(|error| unanswered(&doing, &error))?;
         let answer = async {
-            let request = place.request(object, &credentials, self.known.now())?;
+            let request = place.request(object, &credentials, now)?;
             let (head, body) = self.http.send(request, CONNECT_TIMEOUT).await?.into_parts();
-            // to its end, so that the connection can be used again, and nothing that was cut off is believed
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
+            // to its end, so that the connection can be used again, and no success that was cut off is believed
+            let body = match Limited::new(body, ANSWER_BYTES_MAX).collect().await {
+                Ok(body) => body.to_bytes(),
+                // its status says enough
+                Err(_) if !head.status.is_success() => Bytes::new(),
+                Err(error) => return Err(error),
+            };
             Ok::<_, Failure>(Response::from_parts(head, body))
         };
         let answer = answer.await.map_err(|error| unanswered(&doing, error.as_ref()))?;
@@ -113,11 +123,13 @@ impl Put {
             let digest = answer.headers().get(CHECKSUM).and_then(|digest| digest.to_str().ok());
             return Ok(digest.map(str::to_owned));
         }
+        let refusal: Refusal = quick_xml::de::from_reader(&answer.body()[..]).unwrap_or_default();
+        if refusal.code.as_deref().is_some_and(|code| CODES_OF_CREDENTIALS.contains(&code)) {
+            self.known.credentials.refused(&credentials);
+        }
         if answer.status().as_u16() == 403 {
-            self.known.credentials.forget().await;
             self.known.note_time(answer.headers());
         }
-        let refusal: Refusal = quick_xml::de::from_reader(&answer.body()[..]).unwrap_or_default();
         Err(answered(&doing, answer.status().as_u16(), refusal.code.as_deref(), refusal.message.as_deref()))
     }
 }
@@ -148,6 +160,9 @@ impl Known {
 
     /// A store that refused a request may have done so for its time, and says its own.
     fn note_time(&self, headers: &HeaderMap) {
+        if headers.contains_key(AGE) {
+            return; // it was kept on the way, and so was its date
+        }
         let said = headers.get(DATE).and_then(|date| date.to_str().ok());
         if let Some(theirs) = said.and_then(|date| rfc2822::parse(date).ok()) {
             let ahead = theirs.timestamp().duration_since(Timestamp::now());
@@ -239,7 +254,6 @@ struct Refusal {
 #[cfg(test)]
 mod tests {
     use aws_sdk_s3::config::{BehaviorVersion, Region};
-    use bytes::Bytes;
 
     use super::*;
     use crate::pacer::Turn;
@@ -279,7 +293,7 @@ mod tests {
         let photo = Bytes::from_static(b"photo");
         let (sha256, turn) = (Sha256::of(&photo), Turn::default());
         let object = Object { key: ODD_KEY, content_type: ImageType::Jpeg, sha256, photo: &photo, turn: &turn };
-        let credentials = Credentials::of(Some(key_pair(session_token))).get().await.unwrap();
+        let credentials = Credentials::of(Some(key_pair(session_token))).get(SystemTime::now()).await.unwrap();
         put.known.place("PUT").await.unwrap().request(&object, &credentials, SystemTime::UNIX_EPOCH).unwrap()
     }
 

@@ -5,14 +5,14 @@
 //! last change, so that another in its place is not. Never: more than [`FILES_MAX`]; what is forgotten is read again.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::upload::{Sha256, UploadId};
 
-/// More than are removed in a second, and some 60 KiB.
+/// More than are removed in a second, and some 90 KiB.
 const FILES_MAX: usize = 512;
 
 #[derive(Default)]
@@ -51,7 +51,9 @@ impl LatelyRead {
     /// once.
     pub(super) fn is_still(&self, id: UploadId, sha256: Sha256, path: &Path) -> bool {
         let Some((read, stamp)) = self.files().remove(&id) else { return false };
-        read == sha256 && fs::symlink_metadata(path).is_ok_and(|file| Stamp::of(&file) == stamp)
+        // opened, as a network file system looks itself only then
+        let file = || File::open(path).and_then(|file| file.metadata());
+        read == sha256 && file().is_ok_and(|file| Stamp::of(&file) == stamp)
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<UploadId, (Sha256, Stamp)>> {
@@ -61,6 +63,8 @@ impl LatelyRead {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn sha256(photo: &[u8]) -> Sha256 {
