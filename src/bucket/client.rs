@@ -1,5 +1,5 @@
-//! The HTTP client beneath the PUT and the S3 SDK: one request at a time on each of a few kept connections, which a pacer may hold to its
-//! budget.
+//! The HTTP client beneath the PUT and the S3 SDK: one request at a time on each of a few kept connections, which a pacer may
+//! hold to its budget.
 //!
 //! Always: HTTP/1.1, as S3 speaks it; TLS with the system's certificates; past a proxy if the environment names one; a
 //! request that never left a kept connection, because the store had closed it, is sent again on a new one. Never: a retry of
