@@ -61,7 +61,7 @@ impl<DB: Database> Drop for Lent<DB> {
 }
 
 impl<DB: Database> Connections<DB> {
-    /// Up to `lent_max` of the pool's at once; transactions, and others who share the pool, need what it has beyond that.
+    /// Up to `lent_max` of the pool's at once; others who share the pool need what it has beyond that.
     pub(super) fn new(pool: Pool<DB>, lent_max: u32, trusted_for: Duration) -> Connections<DB> {
         let (places, kept) = (Arc::new(Semaphore::new(lent_max as usize)), Mutex::default());
         Connections { inner: Arc::new(Inner { pool, trusted_for, places, kept }) }
@@ -80,8 +80,8 @@ impl<DB: Database> Connections<DB> {
         closed.await;
     }
 
-    /// Does `work` with a connection, and keeps it if it answered.
-    async fn with<T>(&self, work: impl AsyncFnOnce(&mut DB::Connection) -> Result<T>) -> Result<T> {
+    /// Does `work` with a connection, and keeps it if it answered. A transaction that was begun in it ends in it.
+    pub(super) async fn with<T>(&self, work: impl AsyncFnOnce(&mut DB::Connection) -> Result<T>) -> Result<T> {
         let longest = self.inner.pool.options().get_acquire_timeout();
         let (mut lent, place) = timeout(longest, self.lend()).await.map_err(|_| Error::PoolTimedOut)??;
         let Some(connection) = &mut lent.connection else { return Err(Error::PoolClosed) };

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::Connection as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use uuid::Uuid;
 
 use super::claims::{by_turn, claims, lease_next, newest_of_class};
@@ -25,10 +26,19 @@ use crate::upload::{State, Upload, UploadId};
 /// Connections that read at once: SQLite's readers wait for nobody.
 const READERS_MAX: u32 = 4;
 
+/// Of leases as pairs of id and attempt; `+` as by itself SQLite would look at all that waits, by its state.
+const FINISH: &str = "UPDATE uploads SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
+         uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+     FROM (SELECT unhex(value ->> 0, '-') AS id, value ->> 1 AS attempt FROM json_each($1)) AS held
+     WHERE uploads.id = held.id AND uploads.attempt = held.attempt AND +state IN ('uploading', 'queued')";
+/// Of ids.
+const REMOVED: &str = "UPDATE uploads SET removed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
+     WHERE id IN (SELECT unhex(value, '-') FROM json_each($1)) AND removed_at_ms IS NULL";
+
 #[derive(Clone)]
 pub(super) struct Sqlite {
     read: Connections<sqlx::Sqlite>,
-    write: SqlitePool,
+    write: Connections<sqlx::Sqlite>,
 }
 
 impl Sqlite {
@@ -59,14 +69,18 @@ impl Sqlite {
                 .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         let read = pool(READERS_MAX).connect_lazy_with(options.clone());
+        // a migration finds one
+        let write = pool(1 + 1).connect_lazy_with(options);
         // what is in this very process is trusted for ever
-        let read = Connections::new(read, READERS_MAX, Duration::MAX);
-        Ok(Sqlite { read, write: pool(1).connect_lazy_with(options) })
+        Ok(Sqlite {
+            read: Connections::new(read, READERS_MAX, Duration::MAX),
+            write: Connections::new(write, 1, Duration::MAX),
+        })
     }
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
         let migrator = migrations::sqlite();
-        migrator.run(&self.write).await?;
+        migrator.run(self.write.pool()).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
 
@@ -79,8 +93,7 @@ impl Sqlite {
     /// Inserts all that are not there yet, in one transaction; the ids of the new ones.
     pub(super) async fn insert(&self, uploads: &[Arc<Upload>]) -> sqlx::Result<Vec<UploadId>> {
         let mut new = Vec::with_capacity(uploads.len());
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for upload in uploads {
+        let insert = async |upload: &Upload, connection: &mut SqliteConnection| {
             let done = sqlx::query(
                 "INSERT INTO uploads (id, device_id, upload_id, object_key, size_bytes, sha256, content_type, filename,
                      captured_at_ms, priority, metadata, traceparent, received_at_ms)
@@ -99,73 +112,75 @@ impl Sqlite {
             .bind(metadata_json(upload))
             .bind(upload.traceparent.as_deref())
             .bind(upload.received_at.0)
-            .execute(&mut *transaction)
+            .execute(connection)
             .await?;
-            if done.rows_affected() == 1 {
-                new.push(upload.id);
-            }
-        }
-        crash_points::pass(Point::QueueCommit).await?;
-        transaction.commit().await?;
+            Ok::<_, sqlx::Error>(done.rows_affected() == 1)
+        };
+        self.write
+            .with(async |connection| {
+                // one by itself is a transaction by itself
+                if let [upload] = uploads {
+                    crash_points::pass(Point::QueueCommit).await?;
+                    if insert(upload, connection).await? {
+                        new.push(upload.id);
+                    }
+                    return Ok(());
+                }
+                let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+                for upload in uploads {
+                    if insert(upload, &mut transaction).await? {
+                        new.push(upload.id);
+                    }
+                }
+                crash_points::pass(Point::QueueCommit).await?;
+                transaction.commit().await
+            })
+            .await?;
         crash_points::pass(Point::QueueCommitted).await?;
         Ok(new)
     }
 
-    /// Says of those that still hold their lease that they are uploaded, in one transaction; their ids and attempts. One
+    /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and
+    /// attempts, or none where not all are new to it: a row for each would be one more call of SQLite's thread. One
     /// that was reaped but not claimed again is finished all the same: no other attempt has begun.
     pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
-        let mut finished = Vec::with_capacity(held.len());
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for lease in held {
-            let done = sqlx::query(
-                "UPDATE uploads SET state = 'uploaded', reason = NULL, lease_owner = NULL, lease_until_ms = NULL,
-                     uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
-                 WHERE id = $1 AND attempt = $2 AND state IN ('uploading', 'queued')",
-            )
-            .bind(lease.upload.id.0)
-            .bind(lease.attempt)
-            .execute(&mut *transaction)
-            .await?;
-            if done.rows_affected() == 1 {
-                finished.push((lease.upload.id.0, lease.attempt));
-            }
-        }
-        transaction.commit().await?;
-        Ok(finished)
+        let leases: Vec<(Uuid, i32)> = held.iter().map(|lease| (lease.upload.id.0, lease.attempt)).collect();
+        let done = sqlx::query(FINISH).bind(json(&leases)).execute(&self.write).await?;
+        Ok(if done.rows_affected() == leases.len() as u64 { leases } else { Vec::new() })
     }
 
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for id in ids {
-            sqlx::query(
-                "UPDATE uploads SET removed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
-                 WHERE id = $1 AND removed_at_ms IS NULL",
-            )
-            .bind(id.0)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        transaction.commit().await
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        sqlx::query(REMOVED).bind(json(&ids)).execute(&self.write).await.map(drop)
     }
 
     /// Sheds those of `ids` that are still queued, in one transaction; which they were.
     pub(super) async fn shed(&self, ids: &[Uuid], reason: &str) -> sqlx::Result<Vec<Row>> {
         let mut shed = Vec::with_capacity(ids.len());
-        let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        for id in ids {
-            let row = sqlx::query_as(concat!(
-                "UPDATE uploads SET state = 'shed', reason = $2 WHERE id = $1 AND state = 'queued' RETURNING ",
-                columns!()
-            ))
-            .bind(id)
-            .bind(reason)
-            .fetch_optional(&mut *transaction)
+        self.write
+            .with(async |connection| {
+                let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+                for id in ids {
+                    let row = sqlx::query_as(concat!(
+                        "UPDATE uploads SET state = 'shed', reason = $2 WHERE id = $1 AND state = 'queued' RETURNING ",
+                        columns!()
+                    ))
+                    .bind(id)
+                    .bind(reason)
+                    .fetch_optional(&mut *transaction)
+                    .await?;
+                    shed.extend(row);
+                }
+                transaction.commit().await
+            })
             .await?;
-            shed.extend(row);
-        }
-        transaction.commit().await?;
         Ok(shed)
     }
+}
+
+/// Several values as the one that a statement takes: one by one, each would be a call of SQLite's thread.
+fn json(values: &impl Serialize) -> String {
+    serde_json::to_string(values).unwrap_or_default()
 }
 
 shared_statements!(Sqlite, now = "CAST(unixepoch('subsec') * 1000 AS INTEGER)", skip_locked = "");
@@ -198,3 +213,22 @@ sheds!(
     by_age = "INDEXED BY uploads_claim",
     by_line = "INDEXED BY uploads_line"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_told_of_several_looks_at_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Sqlite::open(&folder.path().join("queue.sqlite")).unwrap();
+        queue.migrate().await.unwrap();
+        for statement in [FINISH, REMOVED] {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&queue.read).await.unwrap();
+            let of_uploads: Vec<&str> =
+                plan.iter().map(|(.., step)| step.as_str()).filter(|step| step.contains("uploads")).collect();
+            assert_eq!(of_uploads, ["SEARCH uploads USING INDEX sqlite_autoindex_uploads_1 (id=?)"]);
+        }
+    }
+}
