@@ -22,6 +22,9 @@ use super::{Pacer, Paid};
 /// How long a connection whose congestion window is full waits before it looks again.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
+/// What was seen so lately is not looked at again for the next slice: the slice before has just left.
+const LATELY: Duration = Duration::from_millis(1);
+
 /// Whose turn it is on the way to the bucket; readable while a photo is being sent. To wait for the pacer is not to stall,
 /// and neither is to be slow: as long as the other side acknowledges bytes, something moves.
 #[derive(Debug, Clone, Default)]
@@ -90,8 +93,9 @@ struct Seen {
     paid_bytes: u64,
     /// Was paid for and handed to the kernel, which has not sent all of it yet: it may pace by itself, or wait for acknowledgements.
     leaving: Option<Paid>,
-    /// The last look, which the pacer has counted.
+    /// The last look, which the pacer has counted, and when it was taken.
     counted: TcpInfo,
+    looked_at: Option<Instant>,
     /// What the other side had acknowledged and sent when it was last settled.
     moved_bytes: u64,
     /// It was written to or read from since it was last settled, or something was on its way then.
@@ -166,7 +170,7 @@ impl PacedConnection {
     }
 
     /// Waits until the kernel would send something at once; how many bytes of `bytes` to pay for, and what was seen of the
-    /// connection, which is settled.
+    /// connection lately.
     fn poll_room(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<io::Result<(u64, TcpInfo)>> {
         loop {
             if let Some(pause) = &mut self.room {
@@ -177,7 +181,7 @@ impl PacedConnection {
                 self.meter.seen().turn.waits_for_them();
                 return Poll::Pending;
             }
-            let info = self.meter.settle();
+            let info = self.meter.looked_within(LATELY).unwrap_or_else(|| self.meter.settle());
             let room_bytes = info.room_for(bytes);
             if room_bytes > 0 {
                 let payload_bytes = self.meter.pacer.slice_of(bytes, &info).min(room_bytes);
@@ -203,6 +207,12 @@ impl Meter {
     /// It is in use: more than a late acknowledgement may leave by the kernel's own doing.
     pub(super) fn moves(&self) -> bool {
         self.seen().moves
+    }
+
+    /// The last look, if it was no longer ago.
+    pub(super) fn looked_within(&self, span: Duration) -> Option<TcpInfo> {
+        let seen = self.seen();
+        seen.looked_at.filter(|at| at.elapsed() <= span).map(|_| seen.counted)
     }
 
     /// Hands over payload, of no more than the bytes that were paid for; how many were taken.
@@ -254,6 +264,7 @@ impl Meter {
                 seen.leaving = None;
             }
         }
+        seen.looked_at = Some(Instant::now());
         let past = std::mem::replace(&mut seen.counted, info);
         self.pacer.count(
             info.wire_bytes().saturating_sub(past.wire_bytes()),

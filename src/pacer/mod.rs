@@ -32,7 +32,7 @@ pub use self::window::Paid;
 use self::window::Window;
 use crate::units::Rate;
 
-/// How often each connection is looked at on which something moves.
+/// How often each connection is looked at on which something moves, unless it has just been.
 const LOOK: Duration = Duration::from_millis(20);
 /// A slice wakes the process anyway: from so long after a look on, the next is taken with it. Far less than [`LOOK`], so that a look
 /// hardly ever has to wake the process by itself.
@@ -236,7 +236,9 @@ async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
         let open: Vec<Arc<Meter>> = pacer.connections().open.iter().filter_map(Weak::upgrade).collect();
         anything_moves = false;
         for meter in open.iter().filter(|meter| all || meter.moves()) {
-            anything_moves |= meter.settle().is_on_its_way();
+            // that of a slice which has just left was looked at then
+            let was_looked_at = meter.looked_within(LOOK_WITH_SLICE).is_some();
+            anything_moves |= was_looked_at || meter.settle().is_on_its_way();
         }
         drop(open);
         let mut connections = pacer.connections();
