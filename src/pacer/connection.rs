@@ -17,13 +17,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::tcp::{self, TcpInfo};
-use super::{Pacer, Paid};
+use super::{LATELY, Pacer, Paid};
 
 /// How long a connection whose congestion window is full waits before it looks again.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
-
-/// What was seen so lately is not looked at again for the next slice: the slice before has just left.
-const LATELY: Duration = Duration::from_millis(1);
 
 /// Whose turn it is on the way to the bucket; readable while a photo is being sent. To wait for the pacer is not to stall,
 /// and neither is to be slow: as long as the other side acknowledges bytes, something moves.
@@ -181,7 +178,9 @@ impl PacedConnection {
                 self.meter.seen().turn.waits_for_them();
                 return Poll::Pending;
             }
-            let info = self.meter.looked_within(LATELY).unwrap_or_else(|| self.meter.settle());
+            // as a rule the slice before has just left; what had no room then may have some by now
+            let info = self.meter.looked_lately().filter(|info| info.room_for(bytes) > 0);
+            let info = info.unwrap_or_else(|| self.meter.settle());
             let room_bytes = info.room_for(bytes);
             if room_bytes > 0 {
                 let payload_bytes = self.meter.pacer.slice_of(bytes, &info).min(room_bytes);
@@ -199,9 +198,11 @@ impl Meter {
         self.seen().turn = turn.clone();
     }
 
-    /// What is to be paid before so much payload may leave, less what was paid too much so far.
+    /// What is to be paid before so much payload may leave, less what was paid too much so far. What was paid too little is charged
+    /// when it is settled.
     fn due_for(&self, payload_bytes: u64, info: &TcpInfo) -> u64 {
-        (info.owed_bytes() + info.on_the_wire(payload_bytes)).saturating_sub(self.seen().paid_bytes)
+        let paid_too_much = self.seen().paid_bytes.saturating_sub(info.owed_bytes());
+        info.on_the_wire(payload_bytes).saturating_sub(paid_too_much)
     }
 
     /// It is in use: more than a late acknowledgement may leave by the kernel's own doing.
@@ -209,10 +210,10 @@ impl Meter {
         self.seen().moves
     }
 
-    /// The last look, if it was no longer ago.
-    pub(super) fn looked_within(&self, span: Duration) -> Option<TcpInfo> {
+    /// The last look, if it was taken within [`LATELY`].
+    pub(super) fn looked_lately(&self) -> Option<TcpInfo> {
         let seen = self.seen();
-        seen.looked_at.filter(|at| at.elapsed() <= span).map(|_| seen.counted)
+        seen.looked_at.filter(|at| at.elapsed() <= LATELY).map(|_| seen.counted)
     }
 
     /// Hands over payload, of no more than the bytes that were paid for; how many were taken.

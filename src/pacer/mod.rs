@@ -6,7 +6,7 @@
 //! through in one second, so it would have to run slower by all that it may catch up.
 //!
 //! Always: bytes are paid for before they enter a socket, headers and re-sent bytes included; what the kernel sends by itself
-//! is charged within [`LOOK`], and a last acknowledgement or farewell within [`LOOK_ALL`]. Never: a second above the
+//! is charged within [`LOOK`] or a little more, and a last acknowledgement or farewell within [`LOOK_ALL`]. Never: a second above the
 //! allowance, or a burst at start, after idling or after a change of rate; and no byte once the right to pour has run out,
 //! however long the process was held.
 //!
@@ -32,11 +32,13 @@ pub use self::window::Paid;
 use self::window::Window;
 use crate::units::Rate;
 
-/// How often each connection is looked at on which something moves, unless it has just been.
+/// How often each connection is looked at on which something moves, unless it was within [`LATELY`].
 const LOOK: Duration = Duration::from_millis(20);
 /// A slice wakes the process anyway: from so long after a look on, the next is taken with it. Far less than [`LOOK`], so that a look
 /// hardly ever has to wake the process by itself.
 const LOOK_WITH_SLICE: Duration = Duration::from_millis(5);
+/// What was seen of a connection so lately is still so, but for what has been acknowledged.
+const LATELY: Duration = Duration::from_millis(1);
 /// How often all are, as the others may send a farewell, or an acknowledgement that the kernel had put off.
 const LOOK_ALL: Duration = Duration::from_millis(200);
 
@@ -236,9 +238,9 @@ async fn look(inner: Weak<Inner>, something_leaves: Arc<Notify>) {
         let open: Vec<Arc<Meter>> = pacer.connections().open.iter().filter_map(Weak::upgrade).collect();
         anything_moves = false;
         for meter in open.iter().filter(|meter| all || meter.moves()) {
-            // that of a slice which has just left was looked at then
-            let was_looked_at = meter.looked_within(LOOK_WITH_SLICE).is_some();
-            anything_moves |= was_looked_at || meter.settle().is_on_its_way();
+            // one whose slice woke us was looked at as it left
+            let has_just_been = !all && meter.looked_lately().is_some();
+            anything_moves |= has_just_been || meter.settle().is_on_its_way();
         }
         drop(open);
         let mut connections = pacer.connections();

@@ -2,9 +2,8 @@
 //!
 //! sqlx's pool asks a connection that is given back to it whether it is still there: a round trip more for each statement,
 //! to Postgres or to SQLite's thread. Always: a connection that has just answered is lent again as it is, and one that was
-//! idle for longer is asked first, with others behind it when it does not answer. Never: kept after a statement that failed
-//! or was cut short, or waited for longer than the pool itself would be. No transactions: those take a connection of the
-//! pool's.
+//! idle for longer is asked first, with others behind it when it does not answer; a transaction ends before its connection is
+//! another's. Never: kept after a statement that failed or was cut short, or waited for longer than the pool itself would be.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};

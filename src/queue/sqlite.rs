@@ -31,6 +31,10 @@ const FINISH: &str = "UPDATE uploads SET state = 'uploaded', reason = NULL, leas
          uploaded_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
      FROM (SELECT unhex(value ->> 0, '-') AS id, value ->> 1 AS attempt FROM json_each($1)) AS held
      WHERE uploads.id = held.id AND uploads.attempt = held.attempt AND +state IN ('uploading', 'queued')";
+/// Of such pairs, those that are.
+const FINISHED: &str = "SELECT uploads.id, uploads.attempt
+     FROM (SELECT unhex(value ->> 0, '-') AS id, value ->> 1 AS attempt FROM json_each($1)) AS held
+         JOIN uploads ON uploads.id = held.id AND uploads.attempt = held.attempt AND +state = 'uploaded'";
 /// Of ids.
 const REMOVED: &str = "UPDATE uploads SET removed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER)
      WHERE id IN (SELECT unhex(value, '-') FROM json_each($1)) AND removed_at_ms IS NULL";
@@ -69,8 +73,7 @@ impl Sqlite {
                 .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         let read = pool(READERS_MAX).connect_lazy_with(options.clone());
-        // a migration finds one
-        let write = pool(1 + 1).connect_lazy_with(options);
+        let write = pool(1).connect_lazy_with(options);
         // what is in this very process is trusted for ever
         Ok(Sqlite {
             read: Connections::new(read, READERS_MAX, Duration::MAX),
@@ -80,7 +83,7 @@ impl Sqlite {
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
         let migrator = migrations::sqlite();
-        migrator.run(self.write.pool()).await?;
+        self.write.with(async |connection| Ok(migrator.run_direct(None, connection, false).await)).await??;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
 
@@ -140,13 +143,17 @@ impl Sqlite {
         Ok(new)
     }
 
-    /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; their ids and
-    /// attempts, or none where not all are new to it: a row for each would be one more call of SQLite's thread. One
-    /// that was reaped but not claimed again is finished all the same: no other attempt has begun.
+    /// Says of those that still hold their lease that they are uploaded, in one statement and so in one commit; the ids and
+    /// attempts of those that are, by this or by an earlier call. One that was reaped but not claimed again is finished all the
+    /// same: no other attempt has begun.
     pub(super) async fn finish(&self, held: &[&Lease]) -> sqlx::Result<Vec<(Uuid, i32)>> {
         let leases: Vec<(Uuid, i32)> = held.iter().map(|lease| (lease.upload.id.0, lease.attempt)).collect();
+        // how many tells of all of them as a rule; rows that come back would each wake whoever waits
         let done = sqlx::query(FINISH).bind(json(&leases)).execute(&self.write).await?;
-        Ok(if done.rows_affected() == leases.len() as u64 { leases } else { Vec::new() })
+        if done.rows_affected() == leases.len() as u64 {
+            return Ok(leases);
+        }
+        sqlx::query_as(FINISHED).bind(json(&leases)).fetch_all(&self.write).await
     }
 
     pub(super) async fn removed(&self, ids: &[UploadId]) -> sqlx::Result<()> {
@@ -219,11 +226,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_told_of_several_looks_at_no_others() {
+    async fn what_is_told_or_asked_of_several_looks_at_no_others() {
         let folder = tempfile::tempdir().unwrap();
         let queue = Sqlite::open(&folder.path().join("queue.sqlite")).unwrap();
         queue.migrate().await.unwrap();
-        for statement in [FINISH, REMOVED] {
+        for statement in [FINISH, FINISHED, REMOVED] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
             let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&queue.read).await.unwrap();
             let of_uploads: Vec<&str> =
