@@ -464,6 +464,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_look_is_believed_for_a_moment_only() {
+        let (near, _far) = connected(&Pacer::new(Rate(1_000_000))).await;
+        tokio::time::pause();
+        let seen = near.meter.settle();
+        assert_eq!(near.meter.looked_lately(), Some(seen));
+        tokio::time::advance(LATELY + Duration::from_millis(1)).await;
+        assert_eq!(near.meter.looked_lately(), None);
+    }
+
+    #[tokio::test]
     async fn who_waits_for_the_pacer_waits_for_nobody_else() {
         let pacer = Pacer::new(Rate(1_000));
         let (mut near, _far) = connected(&pacer).await;

@@ -29,7 +29,7 @@ const PART_WORTH: u64 = 2;
 const PATIENCE_PART: u64 = 4;
 /// By how much a timer may wake late without the rate suffering for it.
 const CATCH_UP: Duration = Duration::from_millis(50);
-/// The part of the allowance of one [`super::window::WINDOW`] that is used: what the kernel sends by itself is found up to [`super::LOOK`] later, and
+/// The part of the allowance of one [`super::window::WINDOW`] that is used: what the kernel sends by itself is found some [`super::LOOK`] later, and
 /// must still find room in the second in which it left.
 const WINDOW_PERMILLE: u64 = 993;
 /// The even stream runs a little below that, so that the window is the exception.

@@ -234,6 +234,10 @@ on_both_queues! {
         .await;
         let current = queue.claim("drain-b", 20, LEASE, Pick::Oldest).await.unwrap();
         let is_current = |lease: &&Lease| current.iter().any(|current| current.upload.id == lease.upload.id);
+        // by themselves, so that none of the others can answer for them
+        let taken_over: Vec<&Lease> = late.iter().filter(is_current).collect();
+        assert!(queue.finish_all(&taken_over).await.into_iter().all(|ended| ended == Ok(false)));
+        assert_eq!(queue.books().await.unwrap().uploaded.uploads, 0);
         // those that lost their lease, those that nobody claimed again, and those that hold it, the first of them twice
         let lost = late.iter().filter(is_current).map(|lease| (lease, false));
         let unclaimed = late.iter().filter(|lease| !is_current(lease)).map(|lease| (lease, true));
