@@ -122,8 +122,9 @@ impl Spool {
         let mut folders = Vec::with_capacity(256);
         for shard in 0..=255u8 {
             let path = root.join(format!("{shard:02x}"));
-            fs::create_dir_all(&path).map_err(failed)?;
-            folders.push(File::open(&path).map_err(failed)?);
+            // as a rule it is there
+            let folder = File::open(&path).or_else(|_| fs::create_dir_all(&path).and_then(|()| File::open(&path)));
+            folders.push(folder.map_err(failed)?);
         }
         // the new folders' own names must survive a power cut too
         for folder in

@@ -81,10 +81,12 @@ impl Keeper {
         tokio::join!(
             every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
             every(seconds(5), &stop, "tend the devices' lines", || self.tend_lines()),
-            every(seconds(1), &stop, "remove uploaded photos", || self.clean()),
+            every(seconds(2), &stop, "remove uploaded photos", || self.clean()),
+            // whoever sheds removes at once; this is for what such a one left when it was cut short
+            every(seconds(5), &stop, "remove shed photos", || self.clean_shed()),
             every(seconds(1), &stop, "make room on the full disk", || self.make_room()),
-            every(seconds(1), &stop, "take the journal into the queue", || self.take_in_journal()),
-            every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
+            every(seconds(2), &stop, "take the journal into the queue", || self.take_in_journal()),
+            every(seconds(2), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
             every(seconds(3600), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
@@ -108,10 +110,9 @@ impl Keeper {
             let records = self.queue.removable(self.retain, REMOVE_AT_ONCE).await?;
             self.remove(&records).await?;
             if records.len() < REMOVE_AT_ONCE as usize {
-                break;
+                return Ok(());
             }
         }
-        self.clean_shed().await
     }
 
     async fn clean_shed(&self) -> Result<()> {
