@@ -26,13 +26,14 @@ mod unfinished;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::StatVfs;
+use rustix::fs::{OFlags, StatVfs};
 use tokio::sync::Semaphore;
 
 use crate::config::SpoolLimits;
@@ -72,7 +73,7 @@ struct Inner {
     writers: Semaphore,
     /// Bytes of photos on disk, as last heard from the queue's books plus what was stored here since.
     held_bytes: AtomicU64,
-    /// Journaled photos that cannot be read; they are found again every second.
+    /// Journaled photos that cannot be read; they are found again at every look.
     unreadable: Outage,
     /// Why the disk cannot be trusted any more.
     fault: OnceLock<String>,
@@ -122,8 +123,12 @@ impl Spool {
         let mut folders = Vec::with_capacity(256);
         for shard in 0..=255u8 {
             let path = root.join(format!("{shard:02x}"));
-            // as a rule it is there
-            let folder = File::open(&path).or_else(|_| fs::create_dir_all(&path).and_then(|()| File::open(&path)));
+            let folder = match open_folder(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(&path).and_then(|()| open_folder(&path))
+                }
+                opened => opened,
+            };
             folders.push(folder.map_err(failed)?);
         }
         // the new folders' own names must survive a power cut too
@@ -587,6 +592,11 @@ fn not_opened(upload: &Upload, error: io::Error) -> Error {
 /// The last byte is random in both kinds of id.
 fn shard(id: UploadId) -> usize {
     usize::from(id.0.as_bytes()[15])
+}
+
+/// Opens what is a folder, and nothing else.
+fn open_folder(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)
 }
 
 /// Makes the names in `folder` durable.

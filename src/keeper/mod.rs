@@ -82,11 +82,11 @@ impl Keeper {
             every(seconds(5), &stop, "queue leases again that ran out", || self.reap()),
             every(seconds(5), &stop, "tend the devices' lines", || self.tend_lines()),
             every(seconds(2), &stop, "remove uploaded photos", || self.clean()),
-            // whoever sheds removes at once; this is for what such a one left when it was cut short
+            // a shedding removes its photos itself; this finds those of one that was cut short where none sheds now
             every(seconds(5), &stop, "remove shed photos", || self.clean_shed()),
             every(seconds(1), &stop, "make room on the full disk", || self.make_room()),
             every(seconds(2), &stop, "take the journal into the queue", || self.take_in_journal()),
-            every(seconds(2), &stop, "tend the ballast", || self.tend_ballast()),
+            every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
             every(seconds(3600), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
@@ -164,8 +164,8 @@ impl Keeper {
         let capacity = space.total_bytes.saturating_sub(space.reserve_bytes);
         let capacity = self.limits.max.map_or(capacity, |max| max.0.min(capacity));
         let mut left = Marks::of(capacity).to_shed(room);
-        // what is in the bucket is given up before what is nowhere else, whatever its retention
-        while left > 0 && self.retain > Duration::ZERO {
+        // what is in the bucket is given up before what is nowhere else, whatever its retention, and though it were to go in a moment
+        while left > 0 {
             let retained = self.queue.removable(Duration::ZERO, REMOVE_AT_ONCE).await?;
             self.remove(&retained).await?;
             let bytes: u64 = retained.iter().map(|record| record.upload.size_bytes).sum();
@@ -175,12 +175,20 @@ impl Keeper {
             }
             left = left.saturating_sub(bytes);
         }
-        let (mut lost, mut devices) = (Tally::default(), BTreeSet::new());
+        let (mut lost, mut devices, mut failed) = (Tally::default(), BTreeSet::new(), None);
         while left > 0 {
             let shed = match self.when_full {
                 WhenFull::Refuse => return Ok(()),
-                WhenFull::ShedOldest => self.queue.shed_oldest(left, REMOVE_AT_ONCE).await?,
-                WhenFull::Thin => self.queue.shed_thin(left, REMOVE_AT_ONCE).await?,
+                WhenFull::ShedOldest => self.queue.shed_oldest(left, REMOVE_AT_ONCE).await,
+                WhenFull::Thin => self.queue.shed_thin(left, REMOVE_AT_ONCE).await,
+            };
+            let shed = match shed {
+                Ok(shed) => shed,
+                Err(error) => {
+                    // what was shed before is told of and removed all the same
+                    failed = Some(error);
+                    break;
+                }
             };
             let bytes: u64 = shed.iter().map(|record| record.upload.size_bytes).sum();
             if bytes == 0 {
@@ -193,9 +201,11 @@ impl Keeper {
         if lost.uploads > 0 {
             let (policy, uploads, bytes, devices) = (self.when_full, lost.uploads, lost.bytes, devices.len());
             tracing::warn!(%policy, uploads, bytes, devices, "the disk is full: queued photos were given up");
+        }
+        if lost.uploads > 0 || still_there > 0 {
             self.clean_shed().await?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// What was acknowledged while the queue was away goes into it, each upload once.

@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::upload::{Sha256, UploadId};
 
-/// More than are removed in a second, and some 90 KiB.
-const FILES_MAX: usize = 512;
+/// More than are removed in two seconds, and some 180 KiB.
+const FILES_MAX: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct LatelyRead {

@@ -28,6 +28,8 @@ const AT_WORK_AT_ONCE: usize = 8;
 const WAITING_AT_ONCE: usize = 40;
 /// Longer than a commit and a claim may take, so that those that hang are given up.
 const STALL: Duration = Duration::from_millis(2500);
+/// In which the keeper looks at the journal, whenever it did before.
+const STALL_OF_LOOKS: Duration = Duration::from_secs(5);
 
 /// One bucket for all; each case has a prefix of its own in it.
 async fn bucket() -> (&'static Endpoint, &'static str) {
@@ -289,7 +291,7 @@ async fn a_photo_whose_own_id_is_given_again_while_it_is_being_removed_leaves_no
     let told = Point::JournalRenamedTold;
     let failing = [1, 2].map(|at| Armed { point: told, action: Action::Fail, at });
     // the first that is removed is the other photo under the same upload_id
-    let held = Armed { point: Point::KeeperRemoved, action: Action::Stall(STALL), at: 2 };
+    let held = Armed { point: Point::KeeperRemoved, action: Action::Stall(STALL_OF_LOOKS), at: 2 };
     let points = failing.iter().chain([&held]).map(Armed::to_string).collect::<Vec<_>>().join(",");
     let program = Program::start("serve", &armed(&settings, surroundings(told).to_owned() + &points), &data).await;
     let photos = two_photos_under_one_upload_id(&format!("{}/", program.url), &data).await;

@@ -30,6 +30,17 @@ fn flip_byte(path: &Path, place: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
+#[test]
+fn a_spool_with_a_file_in_the_place_of_a_folder_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(&folder));
+    let place = folder.path().join("spool/7f");
+    std::fs::remove_dir(&place).unwrap();
+    std::fs::write(&place, "not a folder").unwrap();
+    let why = Spool::open(folder.path(), NO_LIMITS).err().expect("photos could not be stored").to_string();
+    assert!(why.contains("cannot open the spool") && why.contains("Not a directory"), "{why}");
+}
+
 #[tokio::test]
 async fn a_stored_photo_is_read_back_with_its_record() {
     let folder = tempfile::tempdir().unwrap();
