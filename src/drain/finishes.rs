@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 use crate::queue::{Lease, Queue};
 
 /// So many are enough for a commit…
-const ENOUGH: usize = 16;
+const ENOUGH: usize = 32;
 /// …when the first has waited for so long…
 const COMPANY: Duration = Duration::from_millis(100);
 /// …and fewer when it has waited for so long.
-const COMPANY_OF_FEW: Duration = Duration::from_millis(600);
+const COMPANY_OF_FEW: Duration = Duration::from_secs(1);
 /// Uploads in one commit at most.
 const TOGETHER_MAX: usize = 64;
 /// The longest that one commit may take: an attempt waits for longer, and the next may go over a connection that works.
@@ -106,10 +106,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_waits_long_for_a_few_and_less_for_many() {
-        assert_eq!(told_together(&[]).await, (1, 600));
-        assert_eq!(told_together(&[50, 100, 300, 599, 601]).await, (5, 600));
-        assert_eq!(told_together(&[&[1; 15][..], &[99, 101]].concat()).await, (17, 100));
-        assert_eq!(told_together(&[&[10; 14][..], &[150, 160]].concat()).await, (16, 150));
+        assert_eq!(told_together(&[]).await, (1, 1000));
+        assert_eq!(told_together(&[50, 100, 300, 999, 1001]).await, (5, 1000));
+        assert_eq!(told_together(&[&[1; 31][..], &[99, 101]].concat()).await, (33, 100));
+        assert_eq!(told_together(&[&[10; 30][..], &[150, 160]].concat()).await, (32, 150));
         assert_eq!(told_together(&[1; 100]).await, (TOGETHER_MAX, 1));
     }
 }

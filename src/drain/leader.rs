@@ -16,7 +16,7 @@ use crate::queue::Queue;
 const LEAD: Duration = Duration::from_secs(7);
 /// The part of it that is relied upon without a renewal.
 const RELIED_UPON: Duration = Duration::from_secs(5);
-const RENEW_EVERY: Duration = Duration::from_millis(1500);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 /// What one drain knows of the lead.
 pub struct Leadership {

@@ -47,7 +47,7 @@ const STILL_MAX: usize = 8;
 /// With so many bytes of photos on their way, which are in memory, no other begins.
 const UNDERWAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Uploads claimed at once at most.
-const CLAIM_MAX: usize = 16;
+const CLAIM_MAX: usize = 32;
 /// With so many uploads that have landed and of which the queue has not heard no more is begun: it hardly answers.
 const UNTOLD_MAX: usize = 128;
 /// How long to wait before asking an empty queue again; uploads taken by this very process are heard of at once.

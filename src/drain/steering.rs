@@ -16,7 +16,7 @@ use crate::queue::Queue;
 use crate::units::UnixMs;
 
 /// How often to look at the clock and at the queue.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(800);
 /// Longer than this, and the queue counts as away.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
