@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use http::uri::Scheme;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::client::Failure;
@@ -60,12 +61,26 @@ impl Service<Uri> for Dial {
         Box::pin(async move {
             let host = to.host().unwrap_or_default().trim_matches(['[', ']']);
             let port = to.port_u16().unwrap_or(if to.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
-            let addresses =
-                tokio::net::lookup_host((host, port)).await.map_err(|error| format!("its name: {error}"))?;
-            let connection = first_to_answer(by_turns(addresses.collect()), |address| connect(address, pacer.clone()));
+            let addresses = lookup(host, port).await.map_err(|error| format!("its name: {error}"))?;
+            let connection = first_to_answer(by_turns(addresses), |address| connect(address, pacer.clone()));
             Ok(TokioIo::new(connection.await?))
         })
     }
+}
+
+/// The addresses of a host. In a thread of its own: a resolver that does not answer, which may take half a minute, must not hold up
+/// those that read and remove photos.
+async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let host = host.to_owned();
+    let (told, looked_up) = oneshot::channel();
+    std::thread::Builder::new().name("lookup".to_owned()).spawn(move || {
+        // whoever asked may have given up
+        let _ = told.send((host.as_str(), port).to_socket_addrs().map(Iterator::collect));
+    })?;
+    looked_up.await.map_err(io::Error::other)?
 }
 
 async fn connect(address: SocketAddr, pacer: Option<Pacer>) -> io::Result<Connection> {
@@ -183,6 +198,16 @@ mod tests {
             2 => std::future::pending().await,
             port => Ok(port),
         }
+    }
+
+    #[tokio::test]
+    async fn names_and_addresses_are_looked_up() {
+        assert_eq!(lookup("127.0.0.1", 80).await.unwrap(), addresses(&["127.0.0.1:80"]));
+        assert_eq!(lookup("::1", 443).await.unwrap(), addresses(&["[::1]:443"]));
+        let of_localhost = lookup("localhost", 80).await.unwrap();
+        assert!(!of_localhost.is_empty() && of_localhost.iter().all(|address| address.ip().is_loopback()));
+        // a name that no resolver is asked for
+        assert!(lookup("no name", 80).await.is_err());
     }
 
     #[test]

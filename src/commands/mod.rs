@@ -81,6 +81,10 @@ enum Action {
     Config(config::Args),
 }
 
+/// Threads of a drain for what blocks, which is the disk: two for house-keeping that takes long, two for photos. Names are looked up
+/// elsewhere (`src/bucket/dial.rs`).
+const DRAIN_BLOCKING_THREADS: usize = 4;
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -89,6 +93,8 @@ pub fn main() -> ExitCode {
     if let Action::Drain(_) = cli.command {
         // it waits for the pacer nearly all of the time, and two workers would wake each other for every slice
         runtime.worker_threads(1);
+        // tokio calls the one that has been idle for longest, so of many each would find nothing of its own in the caches
+        runtime.max_blocking_threads(DRAIN_BLOCKING_THREADS);
     }
     let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
