@@ -29,6 +29,9 @@ pub const GRACE: Duration = Duration::from_secs(8);
 /// How long the queue's connections may take to be closed in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long what is left to tell the collector may take to be sent, which gives up by itself before that.
+const TELL_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// Which roles a process runs; the console is in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Roles {
@@ -70,7 +73,8 @@ pub async fn run(roles: Roles, flags: SettingFlags) -> Outcome {
     tracing::info!("stopping: what is in flight may finish");
     appliance.stopped().await;
     tracing::info!("stopped");
-    let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
+    // a dead disk may have every thread for what blocks, and must not keep the process
+    let _ = timeout(TELL_TIMEOUT, tokio::task::spawn_blocking(move || telemetry.stop())).await;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -81,8 +81,9 @@ enum Action {
     Config(config::Args),
 }
 
-/// Threads of a drain for what blocks, which is the disk: two for house-keeping that takes long, two for photos. Names are looked up
-/// elsewhere (`src/bucket/dial.rs`).
+/// Threads of a drain for what blocks. That is the disk, which does not get faster by more; the store's name is looked up elsewhere
+/// (`src/bucket/dial.rs`). At least two, as a look for orphans waits in one for what others do, and some more, so that photos are read
+/// while house-keeping takes long.
 const DRAIN_BLOCKING_THREADS: usize = 4;
 
 /// Runs the program.

@@ -16,7 +16,13 @@ use crate::queue::Queue;
 const LEAD: Duration = Duration::from_secs(7);
 /// The part of it that is relied upon without a renewal.
 const RELIED_UPON: Duration = Duration::from_secs(5);
+/// How long after a question the next is asked: by a leader, by a leader whom the queue did not answer, so that one answer that stays
+/// out does not cost the lead, and by whoever waits for it.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+const STANDBY_EVERY: Duration = Duration::from_millis(1500);
+/// The longest that the queue is waited for.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What one drain knows of the lead.
 pub struct Leadership {
@@ -24,31 +30,38 @@ pub struct Leadership {
     pacer: Pacer,
     owner: String,
     held_until: Option<Instant>,
-    asked_at: Option<Instant>,
+    /// None at first: at once.
+    ask_at: Option<Instant>,
 }
 
 impl Leadership {
     pub fn new(queue: Queue, pacer: Pacer, owner: String) -> Self {
         // until the lead is taken, nothing goes out
         pacer.pour_until(Instant::now());
-        Leadership { queue, pacer, owner, held_until: None, asked_at: None }
+        Leadership { queue, pacer, owner, held_until: None, ask_at: None }
     }
 
     /// Whether this drain has the lead now; asks the queue when it is time to.
     pub async fn held(&mut self) -> Result<bool> {
-        let due = self.asked_at.is_none_or(|at| at.elapsed() >= RENEW_EVERY);
-        if due {
+        if self.ask_at.is_none_or(|at| at <= Instant::now()) {
             // from before the question: the queue's lease begins no earlier
             let asked_at = Instant::now();
-            let led = tokio::time::timeout(RENEW_EVERY, self.queue.lead(&self.owner, LEAD)).await;
-            match led.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
-                Ok(true) => self.rely_until(asked_at + RELIED_UPON),
-                Ok(false) => self.rely_until(Instant::now()),
+            let led = tokio::time::timeout(ANSWER_TIMEOUT, self.queue.lead(&self.owner, LEAD)).await;
+            let again = match led.unwrap_or_else(|_| Err(Error::Unavailable("the queue does not answer".to_owned()))) {
+                Ok(true) => {
+                    self.rely_until(asked_at + RELIED_UPON);
+                    RENEW_EVERY
+                }
+                Ok(false) => {
+                    self.rely_until(Instant::now());
+                    STANDBY_EVERY
+                }
                 // until the lease is over nobody else can have it
-                Err(error) if !self.is_held() => return Err(error),
-                Err(_) => {}
-            }
-            self.asked_at = Some(asked_at);
+                Err(_) if self.is_held() => RETRY_EVERY,
+                // asked again the next time
+                Err(error) => return Err(error),
+            };
+            self.ask_at = Some(asked_at + again);
         }
         Ok(self.is_held())
     }
@@ -66,6 +79,19 @@ impl Leadership {
     pub async fn resign(&mut self) {
         self.rely_until(Instant::now());
         // when the queue does not hear of it, the lease ends by itself
-        let _ = tokio::time::timeout(RENEW_EVERY, self.queue.resign(&self.owner)).await;
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.queue.resign(&self.owner)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_is_not_answered_asks_once_more_before_it_stops() {
+        // whoever has uploads on their way looks up from them every second, so that a question may be asked so much later
+        let asked = RENEW_EVERY + Duration::from_secs(1);
+        let again = asked + ANSWER_TIMEOUT.max(RETRY_EVERY);
+        assert!(again < RELIED_UPON && RELIED_UPON < LEAD);
     }
 }

@@ -226,6 +226,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn it_is_compiled_as_the_repository_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Sqlite::open(&folder.path().join("queue.sqlite")).unwrap();
+        let options: Vec<(String,)> = sqlx::query_as("PRAGMA compile_options").fetch_all(&queue.read).await.unwrap();
+        let is = |name: &str| options.iter().any(|(option,)| option == name);
+        // see .cargo/config.toml, which a LIBSQLITE3_FLAGS of the environment takes the place of
+        assert!(is("DEFAULT_MEMSTATUS=0") && !is("ENABLE_MEMORY_MANAGEMENT") && !is("ENABLE_API_ARMOR"), "{options:?}");
+    }
+
+    #[tokio::test]
     async fn what_is_told_or_asked_of_several_looks_at_no_others() {
         let folder = tempfile::tempdir().unwrap();
         let queue = Sqlite::open(&folder.path().join("queue.sqlite")).unwrap();
