@@ -85,10 +85,35 @@ impl Leadership {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{Connection as _, SqliteConnection};
+
     use super::*;
+    use crate::config::QueueUrl;
+    use crate::units::Rate;
+
+    #[tokio::test]
+    async fn a_leader_that_is_not_answered_asks_again_at_once_and_stays_the_leader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.sqlite");
+        let queue = Queue::open(&QueueUrl::Sqlite(path.clone())).unwrap();
+        queue.migrate().await.unwrap();
+        let mut leadership = Leadership::new(queue, Pacer::new(Rate(1_000_000)), "a".to_owned());
+        assert!(leadership.held().await.unwrap());
+        let first = leadership.held_until;
+        // another process holds the database, so that no answer comes
+        let mut other = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+        let writing = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        leadership.ask_at = None;
+        assert!(leadership.held().await.unwrap(), "nobody else can have it yet");
+        assert_eq!(leadership.held_until, first);
+        drop(writing);
+        other.close().await.unwrap();
+        assert!(leadership.held().await.unwrap());
+        assert!(leadership.held_until > first, "it was asked for anew");
+    }
 
     #[test]
-    fn a_leader_that_is_not_answered_asks_once_more_before_it_stops() {
+    fn a_question_that_is_late_and_not_answered_leaves_time_for_another() {
         // whoever has uploads on their way looks up from them every second, so that a question may be asked so much later
         let asked = RENEW_EVERY + Duration::from_secs(1);
         let again = asked + ANSWER_TIMEOUT.max(RETRY_EVERY);

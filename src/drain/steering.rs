@@ -1,7 +1,7 @@
 //! Keeps the pacer at the allowance in force: by the clock, and by what operators said in whichever process.
 //!
-//! Always: a change takes effect within a second where the queue answers soon, and is logged once; while the queue is away, what was said last holds, and
-//! nothing leaves before it was heard for the first time.
+//! Always: a change takes effect within a second where the queue answers soon, and is logged once; while the queue is away, what
+//! was said last holds, and nothing leaves before it was heard for the first time.
 //! Never: waits for the queue to look at the clock.
 
 use std::time::Duration;
