@@ -54,7 +54,7 @@ pub enum Landed {
     Found,
 }
 
-/// By which an attempt tells that it has landed.
+/// By which an attempt tells that it has landed. Dropped without that, it is no longer on its way either.
 pub struct Landing {
     began: Instant,
     landed: Arc<AtomicBool>,
@@ -71,6 +71,8 @@ struct Landings {
 
 #[derive(Default)]
 struct Latest {
+    /// How many have neither landed nor failed.
+    on_their_way: usize,
     /// When the latest landed, [`PACE_OF`] of them.
     landed_at: VecDeque<Instant>,
     /// When that of those that were sent began that began last.
@@ -104,15 +106,30 @@ impl Latest {
 }
 
 impl Landing {
-    pub fn tell(&self, landed: Landed) {
+    /// Of an upload that begins now.
+    fn of(landings: &Landings) -> Landing {
+        landings.latest().on_their_way += 1;
+        Landing { began: Instant::now(), landed: Arc::default(), landings: landings.clone() }
+    }
+
+    /// Tells it; whether it was the last on its way.
+    pub fn tell(self, landed: Landed) -> bool {
         self.landed.store(true, Ordering::Relaxed);
         let mut latest = self.landings.latest();
         latest.note(Instant::now());
         if landed == Landed::Sent {
             latest.passed_began = latest.passed_began.max(Some(self.began));
         }
+        let last = latest.on_their_way == 1;
         drop(latest);
         self.landings.any.notify_one();
+        last
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.landings.latest().on_their_way -= 1;
     }
 }
 
@@ -202,12 +219,15 @@ impl Underway {
 
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
-        let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
-        let bytes = lease.upload.size_bytes;
-        let landed = Arc::new(AtomicBool::new(false));
-        let landing = Landing { began, landed: landed.clone(), landings: self.landings.clone() };
-        let on_its_way =
-            OnItsWay { began, bytes, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone(), landed };
+        let (landing, turn, cut) = (Landing::of(&self.landings), Turn::default(), Cut::default());
+        let on_its_way = OnItsWay {
+            began: landing.began,
+            bytes: lease.upload.size_bytes,
+            attempt: lease.attempt,
+            turn: turn.clone(),
+            cut: cut.clone(),
+            landed: landing.landed.clone(),
+        };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, landing).await });
         self.uploads.insert(task.id(), on_its_way);
@@ -261,6 +281,16 @@ mod tests {
         (31..40).for_each(|n| latest.note(now + ms(n * 50)));
         assert_eq!(latest.pace(now + ms(2_000)), 20.0);
         assert_eq!(latest.pace(now + ms(3_600)), 10.0);
+    }
+
+    #[test]
+    fn who_lands_while_nobody_else_is_on_the_way_is_the_last() {
+        let landings = Landings::default();
+        let [first, second, failed] = [(); 3].map(|()| Landing::of(&landings));
+        assert!(!first.tell(Landed::Sent));
+        drop(failed);
+        assert!(second.tell(Landed::Found));
+        assert!(Landing::of(&landings).tell(Landed::Sent));
     }
 
     #[test]
