@@ -106,15 +106,10 @@ async fn copied(rclone: &Rclone, store: &weed::Server, photos: u64, rate: u64) -
     write_files(folder.path(), photos);
     let (began, stores) = (Instant::now(), cpu(store.pid()));
     let mut copy = rclone.copy(folder.path(), &settings, TRANSFERS, (rate != UNPACED).then_some(rate));
-    let mut used = Duration::ZERO;
-    let copied = loop {
-        // what it has used is known only while it runs
-        used = used.max(cpu(copy.pid()));
-        if let Some(copied) = copy.ended() {
-            break copied;
-        }
+    while !copy.has_ended() {
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    assert!(copied, "rclone copies all");
-    Seen::of(photos, began.elapsed(), used, cpu(store.pid()) - stores)
+    }
+    let (took, used, stores) = (began.elapsed(), cpu(copy.pid()), cpu(store.pid()) - stores);
+    assert_eq!(copy.ended(), Some(true), "rclone copies all");
+    Seen::of(photos, took, used, stores)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use forebay::fleet::photo::Camera;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::backlog::PHOTO_BYTES;
 use super::process::{find_program, guarded, start};
@@ -58,6 +59,13 @@ pub struct Copying(Child);
 impl Copying {
     pub fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// It has ended; what it has cost is known until it is waited for, by [`Copying::ended`].
+    pub fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let pid = Pid::from_raw(self.pid() as i32).unwrap();
+        waitid(WaitId::Pid(pid), options).unwrap().is_some()
     }
 
     /// Whether all was copied, once it has ended.
