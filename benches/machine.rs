@@ -75,27 +75,27 @@ fn version(program: &str, ask: &str) -> String {
     String::from_utf8_lossy(&told).lines().find(|line| !line.trim().is_empty()).unwrap_or("?").trim().to_owned()
 }
 
-/// Processor time that a process and all that it started have taken so far; still known of one that has ended, until it is waited
-/// for.
+/// Processor time that a process and all that it started have taken so far, which is known until it is waited for. Of children
+/// that have ended it is known to 10 ms only, and may be less than while they lived.
 pub fn cpu(pid: u32) -> Duration {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let theirs = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(cpu).sum::<Duration>();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| clock(*pid).is_some());
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').collect();
-    // of children that have ended there are only ticks of 10 ms
     let ticks: u64 = fields.iter().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    clock(pid) + theirs + Duration::from_millis(ticks * 10)
+    let own = clock(pid).expect("the process that is measured is there");
+    own + children.map(cpu).sum::<Duration>() + Duration::from_millis(ticks * 10)
 }
 
-/// The clock of the processor time of one process; zero where there is none.
-fn clock(pid: u32) -> Duration {
+/// The clock of the processor time of one process, if there is one.
+fn clock(pid: u32) -> Option<Duration> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let mut clock = 0;
     // SAFETY: both are given a place of their own for what they answer.
     let answered = unsafe {
         libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) == 0 && libc::clock_gettime(clock, &mut now) == 0
     };
-    if answered { Duration::new(now.tv_sec as u64, now.tv_nsec as u32) } else { Duration::ZERO }
+    answered.then(|| Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }
 
 /// Memory that a process holds now (`VmRSS`) and has held at most (`VmHWM`), in bytes.

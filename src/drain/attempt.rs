@@ -63,12 +63,11 @@ pub async fn attempt(drain: &Drain, lease: Lease, turn: Turn, cut: Cut, landing:
         };
         turn.is_ours();
         match sent {
-            Ok(landed) => uploaded(drain, &lease, landed, landing.tell(landed)).await,
-            Err(failed) => {
-                drop(landing);
-                conclude(drain, &lease, failed).await
-            }
+            Ok(landed) => landing.tell(landed),
+            // before the queue is told, which may take long
+            Err(_) => drop(landing),
         }
+        conclude(drain, &lease, sent).await
     }
     .instrument(span)
     .await
@@ -137,50 +136,48 @@ async fn watch(drain: &Drain, lease: &Lease, turn: &Turn) -> Failed {
     }
 }
 
-/// Tells the queue that the bucket has the photo; `last` says that no other was on its way when it landed.
-async fn uploaded(drain: &Drain, lease: &Lease, landed: Landed, last: bool) -> Outcome {
-    let already_there = landed == Landed::Found;
-    drain.suspects.forget(lease.upload.id);
-    metrics().attempted(if already_there { "already_there" } else { "uploaded" });
-    if !told(|| finish(drain, lease, last)).await {
-        tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
-    }
-    tracing::debug!(already_there, "uploaded");
-    Outcome::Uploaded
-}
-
-/// Tells the queue that the bucket does not have it, and why.
-async fn conclude(drain: &Drain, lease: &Lease, failed: Failed) -> Outcome {
-    match failed {
-        Failed::Spool(Error::Damaged(why)) => {
+/// Tells the queue.
+async fn conclude(drain: &Drain, lease: &Lease, sent: std::result::Result<Landed, Failed>) -> Outcome {
+    match sent {
+        Ok(landed) => {
+            let already_there = landed == Landed::Found;
+            drain.suspects.forget(lease.upload.id);
+            metrics().attempted(if already_there { "already_there" } else { "uploaded" });
+            if !told(|| finish(drain, lease)).await {
+                tracing::warn!("uploaded, but the queue was not told; a later attempt will find the object there");
+            }
+            tracing::debug!(already_there, "uploaded");
+            Outcome::Uploaded
+        }
+        Err(Failed::Spool(Error::Damaged(why))) => {
             charge(drain, lease, "damaged", &format!("damaged on disk: {why}"), None).await
         }
         // on a network file system a new file may not be in sight yet
-        Failed::Spool(Error::Missing(why)) => charge(drain, lease, "damaged", &why, Some(drain.rest)).await,
+        Err(Failed::Spool(Error::Missing(why))) => charge(drain, lease, "damaged", &why, Some(drain.rest)).await,
         // while nothing passes, who is at fault cannot be told
-        Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why)) if drain.is_sound() => {
+        Err(Failed::Bucket(Error::Refused(why) | Error::Damaged(why) | Error::Missing(why))) if drain.is_sound() => {
             charge(drain, lease, "refused", &why, Some(drain.rest)).await
         }
-        Failed::Bucket(error) | Failed::Spool(error)
+        Err(Failed::Bucket(error) | Failed::Spool(error))
             if drain.is_sound() && drain.suspects.failed(lease.upload.id) =>
         {
             charge(drain, lease, "refused", &error.to_string(), Some(drain.rest)).await
         }
-        Failed::StoodStill if drain.is_sound() && drain.suspects.failed(lease.upload.id) => {
+        Err(Failed::StoodStill) if drain.is_sound() && drain.suspects.failed(lease.upload.id) => {
             charge(drain, lease, "refused", "it stands still again and again, and others pass", Some(drain.rest)).await
         }
-        Failed::Spool(error) | Failed::Bucket(error) => {
+        Err(Failed::Spool(error) | Failed::Bucket(error)) => {
             let failed_at = Instant::now(); // the queue may take long to hear of it
             metrics().attempted("environment");
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
             Outcome::Environment(error.to_string(), failed_at)
         }
-        Failed::StoodStill => {
+        Err(Failed::StoodStill) => {
             metrics().attempted("environment");
             let _ = told(|| drain.queue.release(lease, PROBE_REST)).await;
             Outcome::GivenUp
         }
-        Failed::GivenUp => {
+        Err(Failed::GivenUp) => {
             metrics().attempted("given_up");
             let _ = told(|| drain.queue.release(lease, Duration::ZERO)).await;
             Outcome::GivenUp
@@ -189,10 +186,10 @@ async fn conclude(drain: &Drain, lease: &Lease, failed: Failed) -> Outcome {
 }
 
 /// Records that S3 has the photo.
-async fn finish(drain: &Drain, lease: &Lease, last: bool) -> Result<bool> {
+async fn finish(drain: &Drain, lease: &Lease) -> Result<bool> {
     let unheard = |e| Error::unavailable("the queue does not answer", e);
     crash_points::pass(Point::DrainUploaded).await.map_err(unheard)?;
-    let finished = drain.finishes.finish(lease, last).await?;
+    let finished = drain.finishes.finish(lease).await?;
     crash_points::pass(Point::DrainFinished).await.map_err(unheard)?;
     Ok(finished)
 }

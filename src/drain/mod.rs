@@ -27,7 +27,7 @@ use self::environment::Environment;
 use self::finishes::Finishes;
 use self::leader::Leadership;
 use self::suspects::Suspects;
-use self::underway::Underway;
+use self::underway::{Sending, Underway};
 use self::width::{Seen, Width};
 use crate::bucket::Bucket;
 use crate::crash_points::{self, Point};
@@ -64,6 +64,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Drain {
     spool: Spool,
     queue: Queue,
+    sending: Sending,
     finishes: Finishes,
     bucket: Bucket,
     pacer: Pacer,
@@ -79,10 +80,11 @@ impl Drain {
     /// Must be called in a tokio runtime.
     pub fn new(spool: Spool, queue: Queue, bucket: Bucket, pacer: Pacer) -> Self {
         let owner = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
-        let bucket = bucket.paced(&pacer);
+        let (bucket, sending) = (bucket.paced(&pacer), Sending::default());
         Drain {
             spool,
-            finishes: Finishes::start(queue.clone()),
+            finishes: Finishes::start(queue.clone(), sending.clone()),
+            sending,
             queue,
             bucket,
             pacer,

@@ -5,7 +5,7 @@
 //! began after it stood still has passed, which proves that link and store work. Never: one cut for waiting for the pacer.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -54,11 +54,38 @@ pub enum Landed {
     Found,
 }
 
-/// By which an attempt tells that it has landed. Dropped without that, it is no longer on its way either.
+/// How many of one drain's attempts have neither landed nor failed, whether they have ended or not. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Sending(Arc<AtomicUsize>);
+
+impl Sending {
+    /// Nobody does.
+    pub fn is_nobody(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    /// Counts one more until that is dropped.
+    pub fn one(&self) -> OneSending {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OneSending(self.clone())
+    }
+}
+
+/// One that is counted.
+pub struct OneSending(Sending);
+
+impl Drop for OneSending {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// By which an attempt tells that it has landed; dropped without that, it has failed.
 pub struct Landing {
     began: Instant,
     landed: Arc<AtomicBool>,
     landings: Landings,
+    _sending: OneSending,
 }
 
 /// What has landed so far.
@@ -71,8 +98,6 @@ struct Landings {
 
 #[derive(Default)]
 struct Latest {
-    /// How many have neither landed nor failed.
-    on_their_way: usize,
     /// When the latest landed, [`PACE_OF`] of them.
     landed_at: VecDeque<Instant>,
     /// When that of those that were sent began that began last.
@@ -106,30 +131,15 @@ impl Latest {
 }
 
 impl Landing {
-    /// Of an upload that begins now.
-    fn of(landings: &Landings) -> Landing {
-        landings.latest().on_their_way += 1;
-        Landing { began: Instant::now(), landed: Arc::default(), landings: landings.clone() }
-    }
-
-    /// Tells it; whether it was the last on its way.
-    pub fn tell(self, landed: Landed) -> bool {
+    pub fn tell(self, landed: Landed) {
         self.landed.store(true, Ordering::Relaxed);
         let mut latest = self.landings.latest();
         latest.note(Instant::now());
         if landed == Landed::Sent {
             latest.passed_began = latest.passed_began.max(Some(self.began));
         }
-        let last = latest.on_their_way == 1;
         drop(latest);
         self.landings.any.notify_one();
-        last
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        self.landings.latest().on_their_way -= 1;
     }
 }
 
@@ -219,15 +229,13 @@ impl Underway {
 
     /// Sends one more.
     pub fn start(&mut self, drain: &Drain, lease: Lease) {
-        let (landing, turn, cut) = (Landing::of(&self.landings), Turn::default(), Cut::default());
-        let on_its_way = OnItsWay {
-            began: landing.began,
-            bytes: lease.upload.size_bytes,
-            attempt: lease.attempt,
-            turn: turn.clone(),
-            cut: cut.clone(),
-            landed: landing.landed.clone(),
-        };
+        let (began, turn, cut) = (Instant::now(), Turn::default(), Cut::default());
+        let bytes = lease.upload.size_bytes;
+        let landed = Arc::new(AtomicBool::new(false));
+        let (landings, _sending) = (self.landings.clone(), drain.sending.one());
+        let landing = Landing { began, landed: landed.clone(), landings, _sending };
+        let on_its_way =
+            OnItsWay { began, bytes, attempt: lease.attempt, turn: turn.clone(), cut: cut.clone(), landed };
         let drain = drain.clone();
         let task = self.tasks.spawn(async move { attempt(&drain, lease, turn, cut, landing).await });
         self.uploads.insert(task.id(), on_its_way);
@@ -284,13 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn who_lands_while_nobody_else_is_on_the_way_is_the_last() {
-        let landings = Landings::default();
-        let [first, second, failed] = [(); 3].map(|()| Landing::of(&landings));
-        assert!(!first.tell(Landed::Sent));
-        drop(failed);
-        assert!(second.tell(Landed::Found));
-        assert!(Landing::of(&landings).tell(Landed::Sent));
+    fn who_has_landed_or_failed_is_sending_no_more() {
+        let (sending, landings) = (Sending::default(), Landings::default());
+        let [lands, fails] = [(); 2].map(|()| {
+            let _sending = sending.one();
+            Landing { began: Instant::now(), landed: Arc::default(), landings: landings.clone(), _sending }
+        });
+        lands.tell(Landed::Sent);
+        assert!(!sending.is_nobody());
+        drop(fails);
+        assert!(sending.is_nobody());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub const PHOTO_BYTES: u64 = 250_000;
 /// Photos that are written at once.
 const WRITERS: usize = 16;
 /// How often the queue is asked how far it is.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A data folder and a queue, and photos in them.
 pub struct Backlog {

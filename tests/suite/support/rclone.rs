@@ -61,7 +61,7 @@ impl Copying {
         self.0.id()
     }
 
-    /// It has ended; what it has cost is known until it is waited for, by [`Copying::ended`].
+    /// It has ended; what it has cost is known until [`Copying::ended`] says so too, after which this must not be asked any more.
     pub fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let pid = Pid::from_raw(self.pid() as i32).unwrap();
