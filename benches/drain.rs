@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use forebay::bucket::Object;
+use forebay::pacer::Turn;
+use forebay::upload::{ImageType, Sha256};
+
 use crate::machine::cpu;
 use crate::report::{Contestant, Measured, Report, Target};
 use crate::support::backlog::{Backlog, PHOTO_BYTES, allowing};
@@ -16,6 +21,7 @@ const TRANSFERS: u64 = 16;
 const UNPACED: u64 = 10_000_000_000;
 const PACED: u64 = 5_000_000;
 const PHOTOS_UNPACED: u64 = 4_000;
+const OBJECTS_BEFORE: usize = 100;
 
 /// One contestant's way out.
 struct Seen {
@@ -88,8 +94,23 @@ pub async fn run_all(plan: &Plan, report: &mut Report) {
     }
 }
 
+/// A bucket that holds objects already: in the first second of a new one SeaweedFS makes its volumes, and takes one object after
+/// another.
+async fn used_bucket(store: &weed::Server) -> String {
+    let (bucket, name) = store.bucket().await;
+    let (photo, turn) = (Bytes::from_static(b"here before"), Turn::default());
+    for number in 0..OBJECTS_BEFORE {
+        let key = format!("before/{number}");
+        let object =
+            Object { key: &key, content_type: ImageType::Jpeg, sha256: Sha256::of(&photo), photo: &photo, turn: &turn };
+        assert!(bucket.put(&object).await.expect("SeaweedFS takes an object"), "it confirms its digest");
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    name
+}
+
 async fn drained(store: &weed::Server, photos: u64, rate: u64) -> Seen {
-    let (_, bucket) = store.bucket().await;
+    let bucket = used_bucket(store).await;
     let settings = allowing(&s3_settings(&store.endpoint, &bucket), rate);
     let mut backlog = Backlog::new(None).await;
     backlog.add(photos * PHOTO_BYTES).await;
@@ -100,7 +121,7 @@ async fn drained(store: &weed::Server, photos: u64, rate: u64) -> Seen {
 }
 
 async fn copied(rclone: &Rclone, store: &weed::Server, photos: u64, rate: u64) -> Seen {
-    let (_, bucket) = store.bucket().await;
+    let bucket = used_bucket(store).await;
     let settings = s3_settings(&store.endpoint, &bucket);
     let folder = tempfile::tempdir().expect("a folder for photos");
     write_files(folder.path(), photos);
