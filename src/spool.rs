@@ -550,18 +550,19 @@ impl Spool {
     /// or may not be seen.
     pub fn walk(&self, mut found: impl FnMut(&Path, Result<Upload>)) -> Result<()> {
         self.walk_while(|path, record| {
-            found(path, record);
+            found(path, record());
             true
         })
     }
 
-    /// Like [`Spool::walk`], until `found` says no.
-    pub fn walk_while(&self, mut found: impl FnMut(&Path, Result<Upload>) -> bool) -> Result<()> {
+    /// Like [`Spool::walk`], until `found` says no. The record is read from the disk when it is asked for, as there may be millions of
+    /// them.
+    pub fn walk_while(&self, mut found: impl FnMut(&Path, &dyn Fn() -> Result<Upload>) -> bool) -> Result<()> {
         let failed = |error| Error::unavailable("cannot walk the spool", error);
         for shard in 0..=255u8 {
             for entry in fs::read_dir(self.inner.root.join(format!("{shard:02x}"))).map_err(failed)? {
                 let path = entry.map_err(failed)?.path();
-                if !found(&path, read_record(&path)) {
+                if !found(&path, &|| read_record(&path)) {
                     return Ok(());
                 }
             }

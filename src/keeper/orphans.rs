@@ -44,8 +44,12 @@ pub async fn adopt(
                 let modified = path.metadata().and_then(|m| m.modified());
                 modified.is_ok_and(|at| at >= from && at <= until)
             };
+            if !written.is_none_or(in_time) {
+                return true;
+            }
+            let record = record();
             // nobody listens any more when the process stops or the queue went away
-            !written.is_none_or(in_time) || !path.exists() || found.blocking_send(record).is_ok()
+            !path.exists() || found.blocking_send(record).is_ok()
         })
     });
     let mut total = Adoption::default();
