@@ -70,6 +70,12 @@ async fn objects(name: &str) -> u64 {
     objects
 }
 
+/// The last lines of a text, which say how it came to what went wrong.
+fn ends(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
 /// At which passing the point acts: not at the first, where there are others soon.
 fn passing(point: Point) -> u32 {
     match point {
@@ -174,7 +180,12 @@ async fn everything_is_sent_once(case: Armed, postgres: bool) {
     };
     let (simulated, program) = tokio::join!(simulate, breaking);
     let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
-    assert!(simulated.status.success(), "every photo is acknowledged in the end: {said}");
+    assert!(
+        simulated.status.success(),
+        "every photo is acknowledged in the end: {said}\nthe devices wrote:\n{}\nthe program said since its restart:\n{}",
+        ends(&std::fs::read_to_string(&ledger).unwrap_or_default()),
+        ends(&program.log().iter().map(Value::to_string).collect::<Vec<_>>().join("\n")),
+    );
     drop(at_work);
     backlog_gone(&program, &data).await;
     // each photo was acknowledged, so it is in the queue or has its mark; nothing is left for a walk over the spool to find
