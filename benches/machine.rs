@@ -78,13 +78,17 @@ fn version(program: &str, ask: &str) -> String {
 /// Processor time that a process and all that it started have taken so far, which is known until it is waited for. Of children
 /// that have ended it is known to 10 ms only, and may be less than while they lived.
 pub fn cpu(pid: u32) -> Duration {
+    of_all(pid).expect("the process that is measured is there")
+}
+
+/// None of a process that is gone.
+fn of_all(pid: u32) -> Option<Duration> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| clock(*pid).is_some());
+    let theirs = children.split_whitespace().filter_map(|pid| of_all(pid.parse().ok()?)).sum::<Duration>();
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').collect();
     let ticks: u64 = fields.iter().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    let own = clock(pid).expect("the process that is measured is there");
-    own + children.map(cpu).sum::<Duration>() + Duration::from_millis(ticks * 10)
+    Some(clock(pid)? + theirs + Duration::from_millis(ticks * 10))
 }
 
 /// The clock of the processor time of one process, if there is one.

@@ -54,7 +54,7 @@ pub enum Landed {
     Found,
 }
 
-/// How many of one drain's attempts have neither landed nor failed, whether they have ended or not. Cheap to clone.
+/// How many of one drain's attempts have neither landed nor failed; one that only has to tell the queue is not counted. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Sending(Arc<AtomicUsize>);
 

@@ -70,10 +70,19 @@ async fn objects(name: &str) -> u64 {
     objects
 }
 
-/// The last lines of a text, which say how it came to what went wrong.
-fn ends(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(40)..].join("\n")
+/// What the devices wrote of photos that were not acknowledged.
+fn unacknowledged(ledger: &str) -> String {
+    let lines: Vec<Value> = ledger.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let acknowledged: Vec<&Value> =
+        lines.iter().filter(|line| !line["ack"].is_null()).map(|line| &line["upload_id"]).collect();
+    let others = lines.iter().filter(|line| !acknowledged.contains(&&line["upload_id"]));
+    others.map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The end of a program's log.
+fn said_last(program: &Program) -> String {
+    let log = program.log();
+    log[log.len().saturating_sub(20)..].iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// At which passing the point acts: not at the first, where there are others soon.
@@ -175,16 +184,17 @@ async fn everything_is_sent_once(case: Armed, postgres: bool) {
             eventually("the devices to go on", async || (all_sent.get() || length() > then + 2_000).then_some(()))
                 .await;
         }
+        let said_before = said_last(&program);
         drop(program); // SIGKILL
-        Program::start("serve", &settings, &data).await
+        (said_before, Program::start("serve", &settings, &data).await)
     };
-    let (simulated, program) = tokio::join!(simulate, breaking);
+    let (simulated, (said_before, program)) = tokio::join!(simulate, breaking);
     let said = String::from_utf8_lossy(&simulated.stdout).into_owned();
     assert!(
         simulated.status.success(),
-        "every photo is acknowledged in the end: {said}\nthe devices wrote:\n{}\nthe program said since its restart:\n{}",
-        ends(&std::fs::read_to_string(&ledger).unwrap_or_default()),
-        ends(&program.log().iter().map(Value::to_string).collect::<Vec<_>>().join("\n")),
+        "every photo is acknowledged in the end: {said}\nof the others:\n{}\nbefore the kill:\n{said_before}\nsince then:\n{}",
+        unacknowledged(&std::fs::read_to_string(&ledger).unwrap_or_default()),
+        said_last(&program),
     );
     drop(at_work);
     backlog_gone(&program, &data).await;
