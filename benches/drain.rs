@@ -21,7 +21,10 @@ const TRANSFERS: u64 = 16;
 const UNPACED: u64 = 10_000_000_000;
 const PACED: u64 = 5_000_000;
 const PHOTOS_UNPACED: u64 = 4_000;
+/// Objects that a bucket holds before a round.
 const OBJECTS_BEFORE: usize = 100;
+/// How long SeaweedFS is given to make the volumes for them.
+const VOLUMES_MADE: Duration = Duration::from_secs(2);
 
 /// One contestant's way out.
 struct Seen {
@@ -105,7 +108,7 @@ async fn used_bucket(store: &weed::Server) -> String {
             Object { key: &key, content_type: ImageType::Jpeg, sha256: Sha256::of(&photo), photo: &photo, turn: &turn };
         assert!(bucket.put(&object).await.expect("SeaweedFS takes an object"), "it confirms its digest");
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(VOLUMES_MADE).await;
     name
 }
 

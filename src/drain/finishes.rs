@@ -1,8 +1,8 @@
 //! What S3 has confirmed, told to the queue: several uploads in one commit, which is much of what an upload costs.
 //!
-//! Their places are free meanwhile. Always: an upload that has landed waits a moment for others, for long only while some are on
-//! their way; a queue that does not answer is given up in time for the attempts to try again. Never: told as finished before the commit that
-//! says so; what a crash keeps from being told, a later attempt finds in the bucket.
+//! Their places are free meanwhile. Always: an upload that has landed waits a moment for others, for long only while some are
+//! on their way; a queue that does not answer is given up in time for the attempts to try again. Never: told as finished before
+//! the commit that says so; what a crash keeps from being told, a later attempt finds in the bucket.
 
 use std::time::Duration;
 

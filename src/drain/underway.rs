@@ -54,7 +54,8 @@ pub enum Landed {
     Found,
 }
 
-/// How many of one drain's attempts have neither landed nor failed; one that only has to tell the queue is not counted. Cheap to clone.
+/// How many of one drain's attempts have neither landed nor failed; one that only has to tell the queue is not counted. Cheap
+/// to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Sending(Arc<AtomicUsize>);
 

@@ -1,12 +1,14 @@
 //! The queue may be away: photos are acknowledged durably all the same, and each is in the queue once when it is back. And the
 //! queue may be lost: it is made anew from the spool.
 
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::time::{Duration, Instant, SystemTime};
 
 use forebay::config::QueueUrl;
 use forebay::keeper::adopt;
 use forebay::queue::Queue;
 use futures_util::future::try_join_all;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
@@ -16,7 +18,7 @@ use crate::support::postgres::Cluster;
 use crate::support::program::{Program, run, s3_settings};
 use crate::support::proxy::{Link, Proxy};
 use crate::support::site::{Answer, Site};
-use crate::support::{eventually, json_upload, photo, postgres, weed};
+use crate::support::{eventually, json_upload, photo, postgres, upload_of, weed};
 
 /// The URL of a new database, by way of a proxy.
 async fn database_behind_a_proxy() -> (String, Proxy) {
@@ -233,6 +235,25 @@ async fn a_photo_that_the_queue_does_not_know_is_adopted_once() {
     assert_eq!((first.photos, first.adopted, first.damaged), (2, 1, 0));
     assert_eq!(*site.queue.get(orphan.id).await.unwrap().unwrap().upload, orphan);
     assert_eq!(adopt(&site.spool, &site.queue, None, |_| {}).await.unwrap().adopted, 0);
+}
+
+#[tokio::test]
+async fn a_look_for_orphans_opens_only_photos_that_were_written_in_its_time() {
+    let site = Site::start(&[]).await;
+    let hours_ago = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
+    let written_then = upload_of(&photo(1), "then");
+    site.spool.store(written_then.clone(), photo(1)).await.unwrap();
+    let file = File::options().write(true).open(site.spool.path(written_then.id)).unwrap();
+    file.set_modified(hours_ago(2)).unwrap();
+    // whoever opens it to read waits for a writer
+    let written_now = site.spool.path(upload_of(&photo(2), "now").id);
+    mkfifoat(CWD, &written_now, Mode::RUSR | Mode::WUSR).unwrap();
+    let look = adopt(&site.spool, &site.queue, Some((hours_ago(3), hours_ago(1))), |_| {});
+    let looked = timeout(Duration::from_secs(20), look).await;
+    // lets go of who waits, so that the test ends
+    let _both = File::options().read(true).write(true).open(&written_now).unwrap();
+    let looked = looked.expect("nobody opens what was written now").unwrap();
+    assert_eq!((looked.photos, looked.adopted, looked.damaged), (1, 1, 0));
 }
 
 /// The queue of a stopped appliance is lost, and made anew.
