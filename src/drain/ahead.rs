@@ -66,7 +66,7 @@ impl Ahead {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -79,7 +79,8 @@ mod tests {
         assert!(!ahead.is_stale(now + 2 * KEPT_MAX), "nothing is there");
     }
 
-    fn lease() -> Lease {
+    /// Of a photo that is on no disk.
+    pub(in crate::drain) fn lease() -> Lease {
         let upload = serde_json::json!({
             "id": "0190a5f0-0000-7000-8000-000000000000", "device_id": "cam-1", "object_key": "cam-1/1.jpg",
             "size_bytes": 1, "sha256": "0".repeat(64), "content_type": "image/jpeg", "received_at": "2026-01-01T00:00:00Z",

@@ -226,3 +226,46 @@ async fn told<F: Future<Output = Result<bool>>>(mut tell: impl FnMut() -> F) -> 
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, SqliteConnection};
+
+    use super::super::ahead::tests::lease;
+    use super::super::underway::Underway;
+    use super::*;
+    use crate::bucket::Bucket;
+    use crate::config::{Endpoint, QueueUrl, SpoolLimits};
+    use crate::pacer::Pacer;
+    use crate::queue::Queue;
+    use crate::spool::Spool;
+    use crate::units::{ByteSize, Rate, Reserve};
+
+    #[tokio::test]
+    async fn one_that_has_failed_is_sending_no_more_while_the_queue_has_yet_to_hear_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.sqlite");
+        let queue = Queue::open(&QueueUrl::Sqlite(path.clone())).unwrap();
+        queue.migrate().await.unwrap();
+        let limits = SpoolLimits { reserve: Reserve::Bytes(ByteSize(0)), max: None };
+        let spool = Spool::open(folder.path(), limits).unwrap();
+        let (access_key, secret_key) = ("a".to_owned(), "b".to_owned());
+        let nowhere = Endpoint { url: "http://127.0.0.1:9".to_owned(), access_key, secret_key };
+        let drain = Drain::new(spool, queue, Bucket::at(&nowhere, "photos"), Pacer::new(Rate(1_000_000)));
+        // another process holds the database, so that it hears of nothing
+        let mut other = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+        let _writing = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let mut underway = Underway::default();
+        underway.start(&drain, lease());
+        assert!(!drain.sending.is_nobody());
+        let failed = async {
+            while !drain.sending.is_nobody() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = failed => {}
+            ended = underway.next_ended() => panic!("it counted until it had ended: {ended:?}"),
+        }
+    }
+}
