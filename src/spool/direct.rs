@@ -11,9 +11,16 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// Opens a file past the page cache. None where the file system cannot; one that was to be made may be there then.
+/// Opens a file past the page cache. None where the file system cannot; one that was to be made may be there then. Reading it does not
+/// change when it was read last, which would be a write for each photo.
 pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
-    match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
+    let open = |flags: OFlags| options.clone().custom_flags(flags.bits() as i32).open(path);
+    let opened = match open(OFlags::DIRECT | OFlags::NOATIME) {
+        // it is another user's
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => open(OFlags::DIRECT),
+        opened => opened,
+    };
+    match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if is_not_taken(&error) => Ok(None),
         Err(error) => Err(error),

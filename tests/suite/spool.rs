@@ -1,9 +1,10 @@
 //! The spool: what is stored is there, whole, with its record; what is not, leaves nothing behind.
 
 use std::collections::BTreeMap;
+use std::fs::{File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use forebay::config::SpoolLimits;
 use forebay::error::Error;
@@ -64,6 +65,20 @@ async fn a_record_with_as_much_metadata_as_there_may_be_is_read_back_whole() {
     spool.store(upload.clone(), photo.clone()).await.unwrap();
     assert_eq!(spool.read(upload.clone()).await.unwrap(), photo);
     spool.walk(|_, record| assert_eq!(record.unwrap(), *upload)).unwrap();
+}
+
+#[tokio::test]
+async fn reading_a_photo_does_not_note_when_it_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    let upload = upload_of(&photo, "1");
+    spool.store(upload.clone(), photo).await.unwrap();
+    let file = File::open(spool.path(upload.id)).unwrap();
+    // before it was written, as what is noted at most once a day would be noted then
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    file.set_times(FileTimes::new().set_accessed(long_ago)).unwrap();
+    spool.read(upload).await.unwrap();
+    assert_eq!(file.metadata().unwrap().accessed().unwrap(), long_ago);
 }
 
 #[tokio::test]
