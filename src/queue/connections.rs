@@ -3,7 +3,7 @@
 //! sqlx's pool asks a connection that is given back to it whether it is still there: a round trip more for each statement,
 //! to Postgres or to SQLite's thread. Always: a connection that has just answered is lent again as it is, and one that was
 //! idle for longer is asked first, with others behind it when it does not answer; a transaction ends before its connection is
-//! another's. Never: kept after a statement that failed or was cut short, or waited for longer than the pool itself would be.
+//! another's; one that is in use is waited for a moment before another is made. Never: kept after a statement that failed or was cut short, or waited for longer than the pool itself would be.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,11 +14,14 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database, Either, Error, Execute, Executor, Pool, Result, SqlStr};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// How long one that was idle may take to say that it is still there.
 const ASKED_FOR: Duration = Duration::from_secs(1);
+/// One that is in use is waited for so long before another is made: it mostly comes back sooner, and another costs more than a
+/// statement, to begin with and for as long as its thread or process is called in turn with the others.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// What was not used for so long the pool has back, as it has one that was used for ten times that: it ends what is idle or old.
 const UNUSED_MAX: Duration = Duration::from_secs(60);
 const USED_MAX: Duration = Duration::from_secs(600);
@@ -34,8 +37,11 @@ struct Inner<DB: Database> {
     trusted_for: Duration,
     /// A place for each that may be lent: whoever waited for the pool would not hear of one that was kept.
     places: Arc<Semaphore>,
+    lent_max: usize,
     /// The one used last is at the end.
     kept: Mutex<Vec<Kept<DB>>>,
+    /// Told of each that is kept.
+    came_back: Notify,
 }
 
 struct Kept<DB: Database> {
@@ -62,8 +68,9 @@ impl<DB: Database> Drop for Lent<DB> {
 impl<DB: Database> Connections<DB> {
     /// Up to `lent_max` of the pool's at once; others who share the pool need what it has beyond that.
     pub(super) fn new(pool: Pool<DB>, lent_max: u32, trusted_for: Duration) -> Connections<DB> {
-        let (places, kept) = (Arc::new(Semaphore::new(lent_max as usize)), Mutex::default());
-        Connections { inner: Arc::new(Inner { pool, trusted_for, places, kept }) }
+        let lent_max = lent_max as usize;
+        let (places, kept, came_back) = (Arc::new(Semaphore::new(lent_max)), Mutex::default(), Notify::new());
+        Connections { inner: Arc::new(Inner { pool, trusted_for, places, lent_max, kept, came_back }) }
     }
 
     pub(super) fn pool(&self) -> &Pool<DB> {
@@ -98,7 +105,11 @@ impl<DB: Database> Connections<DB> {
 
     async fn lend(&self) -> Result<(Lent<DB>, OwnedSemaphorePermit)> {
         let place = self.inner.places.clone().acquire_owned().await.map_err(|_| Error::PoolClosed)?;
-        let last = self.kept().pop();
+        let mut last = self.kept().pop();
+        // the place that was just taken is one of them
+        if last.is_none() && self.inner.places.available_permits() + 1 < self.inner.lent_max {
+            last = timeout(PATIENCE, self.one_that_comes_back()).await.ok();
+        }
         if let Some(Kept { connection, since, at }) = last {
             let mut lent = Lent { connection: Some(connection), since };
             if at.elapsed() <= self.inner.trusted_for || lent.is_there().await {
@@ -111,6 +122,15 @@ impl<DB: Database> Connections<DB> {
         Ok((Lent { connection, since: Instant::now() }, place))
     }
 
+    async fn one_that_comes_back(&self) -> Kept<DB> {
+        loop {
+            if let Some(last) = self.kept().pop() {
+                return last;
+            }
+            self.inner.came_back.notified().await;
+        }
+    }
+
     /// Keeps one that has just answered, unless the pool waits for it in order to close.
     fn keep(&self, lent: &mut Lent<DB>) {
         let (now, since) = (Instant::now(), lent.since);
@@ -121,6 +141,8 @@ impl<DB: Database> Connections<DB> {
         }
         kept.retain(|kept| now - kept.at <= UNUSED_MAX);
         kept.push(Kept { connection, since, at: now });
+        drop(kept);
+        self.inner.came_back.notify_one();
     }
 
     fn forget_kept(&self) {
@@ -245,6 +267,21 @@ mod tests {
         drop(place);
         assert_eq!(waiting.await.unwrap(), 1);
         assert_eq!((connections.kept().len(), connections.pool().size()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_in_use_is_waited_for_before_another_is_made_but_not_for_long() {
+        let connections = connections(2, Duration::MAX);
+        let (mut lent, place) = connections.lend().await.unwrap();
+        let mut waiting = pin!(ask(&connections));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        connections.keep(&mut lent);
+        drop(place);
+        assert_eq!(waiting.await.unwrap(), 1);
+        assert_eq!(connections.pool().size(), 1);
+        let _in_use = connections.lend().await.unwrap();
+        assert_eq!(ask(&connections).await.unwrap(), 1);
+        assert_eq!(connections.pool().size(), 2);
     }
 
     #[tokio::test]
