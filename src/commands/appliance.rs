@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,7 @@ pub struct Appliance {
     /// Where devices send, if this process takes photos.
     pub ingest_address: Option<SocketAddr>,
     pub console_address: SocketAddr,
-    pub snapshots: tokio::sync::watch::Receiver<std::sync::Arc<crate::status::Status>>,
+    pub snapshots: watch::Receiver<std::sync::Arc<crate::status::Status>>,
     tasks: JoinSet<()>,
 }
 
@@ -104,14 +105,23 @@ impl Appliance {
         let mut tasks = JoinSet::new();
         migrate(&config.queue, &queue, &mut tasks, &stop).await?;
 
-        let first = steering::standing(&queue, &config.uplink).await;
+        let look = steering::look(&queue).await;
+        let first = steering::standing(&look, &config.uplink);
         let pacer = Pacer::new(config.uplink.rate);
         // until it is heard what operators said
         pacer.set_allowance(None);
         let (allowance, rule) = (first.in_force.allowance, first.in_force.rule.clone());
-        let (steered, standing) = tokio::sync::watch::channel(first);
+        let (steered, standing) = watch::channel(first);
+        let (looking, looks) = watch::channel(look);
         let of_the_drain = roles.drain().then(|| pacer.clone());
-        tasks.spawn(steering::steer(of_the_drain, queue.clone(), config.uplink.clone(), steered, stop.clone()));
+        tasks.spawn(steering::steer(
+            of_the_drain,
+            queue.clone(),
+            config.uplink.clone(),
+            looking,
+            steered,
+            stop.clone(),
+        ));
 
         let mut drain_parts = None;
         if let Some(bucket) = bucket.filter(|_| roles.drain()) {
@@ -155,6 +165,7 @@ impl Appliance {
             roles: roles.names(),
             queue: queue.clone(),
             spool: spool.clone(),
+            looks,
             uplink: config.uplink.clone(),
             standing,
             retain: config.retain,

@@ -1,4 +1,5 @@
-//! The snapshot that status, metrics and the demo show: taken once a second, shared by all who look.
+//! The snapshot that status, metrics and the demo show: taken with each look at the queue, about once a second, shared by all who
+//! ask for it.
 //!
 //! Always: flows are differences of the queue's books, so that they tell of all replicas, not of the one that answers.
 
@@ -11,10 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::allowance::{Control, Standing, Uplink};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::forecast::{self, Arrivals, Forecast, Outlook, Site, Watch};
 use crate::pacer::Pacer;
-use crate::queue::{Books, Queue, Shed, Tally};
+use crate::queue::{Books, Look, Queue, Shed, Tally};
 use crate::shedding::WhenFull;
 use crate::spool::Spool;
 use crate::status::{
@@ -24,11 +25,10 @@ use crate::status::{
 use crate::telemetry::metrics;
 use crate::units::{Rate, UnixMs};
 
-const PERIOD: Duration = Duration::from_secs(1);
 /// A forecast looks sixty days ahead, which is most of what a snapshot takes: it is made anew after so long, or when what may
 /// leave has changed.
 const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
-/// Flows are means over this many periods.
+/// Flows are means over the time between this many looks.
 const WINDOW: usize = 10;
 /// Devices shown of those that lost most to shedding.
 const SHED_SHOWN: u32 = 5;
@@ -38,6 +38,8 @@ const SHED_SHOWN: u32 = 5;
 pub struct Parts {
     pub roles: Vec<&'static str>,
     pub queue: Queue,
+    /// How the site stands, as the queue is asked again and again.
+    pub looks: watch::Receiver<Result<Look>>,
     pub spool: Spool,
     pub uplink: Uplink,
     /// What is allowed, as it changes.
@@ -63,12 +65,9 @@ pub async fn start(parts: Parts, stop: CancellationToken) -> watch::Receiver<Arc
     };
     let (sender, receiver) = watch::channel(Arc::new(sampler.take().await));
     tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(PERIOD);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        ticks.tick().await;
         loop {
             tokio::select! {
-                _ = ticks.tick() => {}
+                looked = sampler.parts.looks.changed() => if looked.is_err() { return },
                 () = stop.cancelled() => return,
             }
             sender.send_replace(Arc::new(sampler.take().await));
@@ -100,19 +99,17 @@ struct Forecasted {
 
 impl Sampler {
     async fn take(&mut self) -> Status {
-        let books = tokio::time::timeout(Duration::from_secs(5), self.parts.queue.books())
-            .await
-            .unwrap_or_else(|_| Err(crate::error::Error::Unavailable("the queue did not answer within 5 s".into())));
-        if let Ok(books) = &books {
+        let look = self.parts.looks.borrow_and_update().clone();
+        if let Ok(Look { at, books, .. }) = &look {
             self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
-            self.samples.push_back((Instant::now(), *books));
+            self.samples.push_back((*at, *books));
             let accepted = books.accepted();
             self.arrivals.note(UnixMs::now(), accepted.bytes as f64, accepted.uploads as f64);
             if self.samples.len() > WINDOW + 1 {
                 self.samples.pop_front();
             }
         }
-        let mut status = self.status(books);
+        let mut status = self.status(look.err());
         if status.books.shed.uploads > 0
             && let Ok(Ok(sheds)) =
                 tokio::time::timeout(Duration::from_secs(5), self.parts.queue.sheds(SHED_SHOWN)).await
@@ -229,7 +226,8 @@ impl Sampler {
         })
     }
 
-    fn status(&mut self, books: Result<Books>) -> Status {
+    /// By the last look, or by the one before if the queue did not answer, for this reason.
+    fn status(&mut self, unanswered: Option<Error>) -> Status {
         let Parts { roles, queue, spool, standing, drain, .. } = self.parts.clone();
         let latest = self.samples.back().map(|(_, books)| *books).unwrap_or_default();
         let (arriving, draining) = (self.flow(Books::accepted), self.flow(|books| books.uploaded));
@@ -258,8 +256,8 @@ impl Sampler {
             roles: roles.iter().map(|role| role.to_string()).collect(),
             queue: QueueStatus {
                 kind: queue.kind().to_owned(),
-                reachable: books.is_ok(),
-                reason: books.err().map(|error| error.to_string()),
+                reachable: unanswered.is_none(),
+                reason: unanswered.map(|error| error.to_string()),
             },
             arriving,
             draining,

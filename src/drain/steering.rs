@@ -1,4 +1,5 @@
-//! Keeps the pacer at the allowance in force: by the clock, and by what operators said in whichever process.
+//! Looks at how the site stands, and keeps the pacer at the allowance in force: by the clock, and by what operators said in
+//! whichever process.
 //!
 //! Always: a change takes effect within a second where the queue answers soon, and is logged once; while the queue is away, what
 //! was said last holds, and nothing leaves before it was heard for the first time.
@@ -11,20 +12,29 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::allowance::{Control, Standing, Uplink};
+use crate::error::{Error, Result};
 use crate::pacer::Pacer;
-use crate::queue::Queue;
+use crate::queue::{Look, Queue};
 use crate::units::UnixMs;
 
-/// How often to look at the clock and at the queue.
-const LOOK: Duration = Duration::from_millis(800);
+/// How often to look at the queue, whose answer is also when to look at the clock.
+const LOOK: Duration = Duration::from_millis(900);
+/// How often to look at the clock while the queue does not answer.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 /// Longer than this, and the queue counts as away.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is in force to begin with, as far as is known.
-pub async fn standing(queue: &Queue, uplink: &Uplink) -> Standing {
-    let control = match timeout(ASK_TIMEOUT, queue.control()).await {
-        Ok(Ok(control)) => control,
-        _ => {
+/// How the site stands, by the queue.
+pub async fn look(queue: &Queue) -> Result<Look> {
+    let late = || Error::Unavailable(format!("the queue did not answer within {} s", ASK_TIMEOUT.as_secs()));
+    timeout(ASK_TIMEOUT, queue.look()).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// What is in force by the first look, as far as is known.
+pub fn standing(look: &Result<Look>, uplink: &Uplink) -> Standing {
+    let control = match look {
+        Ok(look) => look.control.clone(),
+        Err(_) => {
             tracing::warn!("the queue does not say what operators set; until it does, nothing leaves");
             Control::default()
         }
@@ -32,57 +42,59 @@ pub async fn standing(queue: &Queue, uplink: &Uplink) -> Standing {
     Standing { in_force: uplink.in_force(UnixMs::now(), &control), control }
 }
 
-/// Keeps `standing` up to date, and with it the pacer of a process that pours, until `stop` is cancelled.
+/// Keeps `looks` up to date and `standing` with them, and the pacer of a process that pours, until `stop` is cancelled. `looks` has the
+/// first already.
 pub async fn steer(
     pacer: Option<Pacer>,
     queue: Queue,
     uplink: Uplink,
+    looks: watch::Sender<Result<Look>>,
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 ) {
-    let said = watch::Sender::new(None);
+    let looked = looks.subscribe();
     tokio::select! {
-        () = listen(&queue, &said) => {}
-        () = apply(pacer.as_ref(), &uplink, said.subscribe(), &standing) => {}
+        () = look_again(&queue, &looks) => {}
+        () = apply(pacer.as_ref(), &uplink, looked, &standing) => {}
         () = stop.cancelled() => {}
     }
 }
 
-/// Hears from the queue what operators said. A queue that is away is told of by whoever needs it more.
-async fn listen(queue: &Queue, said: &watch::Sender<Option<Control>>) {
+/// A queue that is away is told of by whoever needs it more.
+async fn look_again(queue: &Queue, looks: &watch::Sender<Result<Look>>) {
     loop {
-        if let Ok(Ok(control)) = timeout(ASK_TIMEOUT, queue.control()).await {
-            said.send_if_modified(|known| known.replace(control) != *known);
-        }
         tokio::time::sleep(LOOK).await;
+        let looked = look(queue).await;
+        looks.send_modify(|last| *last = looked);
     }
 }
 
 async fn apply(
     pacer: Option<&Pacer>,
     uplink: &Uplink,
-    mut said: watch::Receiver<Option<Control>>,
+    mut looks: watch::Receiver<Result<Look>>,
     standing: &watch::Sender<Standing>,
 ) {
+    let mut said = None;
     loop {
-        let heard = said.borrow_and_update().clone();
-        let Some(control) = heard else {
-            // it may be a pause; the pacer lets nothing out until that is known
-            let _ = said.changed().await;
-            continue;
-        };
-        let in_force = uplink.in_force(UnixMs::now(), &control);
-        if let Some(pacer) = pacer.filter(|pacer| pacer.allowance() != in_force.allowance) {
-            pacer.set_allowance(in_force.allowance);
+        if let Ok(look) = &*looks.borrow_and_update() {
+            said = Some(look.control.clone());
         }
-        if standing.borrow().in_force.rule != in_force.rule && pacer.is_some() {
-            let allowance = in_force.allowance.map_or("nothing".to_owned(), |rate| rate.to_string());
-            tracing::info!(%allowance, rule = %in_force.rule, "another allowance is in force");
+        // it may be a pause; the pacer lets nothing out until that is known
+        if let Some(control) = said.clone() {
+            let in_force = uplink.in_force(UnixMs::now(), &control);
+            if let Some(pacer) = pacer.filter(|pacer| pacer.allowance() != in_force.allowance) {
+                pacer.set_allowance(in_force.allowance);
+            }
+            if standing.borrow().in_force.rule != in_force.rule && pacer.is_some() {
+                let allowance = in_force.allowance.map_or("nothing".to_owned(), |rate| rate.to_string());
+                tracing::info!(%allowance, rule = %in_force.rule, "another allowance is in force");
+            }
+            standing.send_replace(Standing { in_force, control });
         }
-        standing.send_replace(Standing { in_force, control });
         tokio::select! {
-            _ = said.changed() => {}
-            () = tokio::time::sleep(LOOK) => {}
+            _ = looks.changed() => {}
+            () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
         }
     }
 }

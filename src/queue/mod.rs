@@ -23,10 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use self::record::{Accepted, Books, Cursor, Filter, Lease, Line, Pick, Record, Shed, Tally};
-use crate::allowance::{Control, End, Override, Pause};
+pub use self::record::{Accepted, Books, Cursor, Filter, Lease, Line, Look, Pick, Record, Shed, Tally};
+use crate::allowance::{Control, End};
 use crate::config::QueueUrl;
 use crate::error::{Error, Result};
 use crate::shedding;
@@ -380,22 +381,15 @@ impl Queue {
         on_backend!(self, queue => queue.purge(retain, limit))
     }
 
+    /// How the site stands, in one round trip.
+    pub async fn look(&self) -> Result<Look> {
+        let at = Instant::now();
+        statements::look(at, on_backend!(self, queue => queue.look())?)
+    }
+
     /// What operators said that is not over yet.
     pub async fn control(&self) -> Result<Control> {
-        let mut control = Control::default();
-        for (kind, amount, who, since, until) in on_backend!(self, queue => queue.control())? {
-            let (since, until) = (UnixMs(since), until.map(UnixMs));
-            match (kind.as_str(), amount) {
-                ("rate", Some(amount)) => {
-                    let amount =
-                        amount.parse().map_err(|wrong| Error::Damaged(format!("the rate that was set: {wrong}")))?;
-                    control.rate = Some(Override { amount, who, since, until });
-                }
-                ("pause", _) => control.pause = Some(Pause { who, since, until }),
-                (kind, _) => return Err(Error::Damaged(format!("operators cannot say {kind}"))),
-            }
-        }
-        Ok(control)
+        Ok(self.look().await?.control)
     }
 
     /// Sets a rate in place of the configured one, and of one that was set before.
@@ -420,12 +414,7 @@ impl Queue {
 
     /// How many uploads stand where, at one moment.
     pub async fn books(&self) -> Result<Books> {
-        let mut books = Books::default();
-        for (state, on_disk, uploads, bytes, oldest) in on_backend!(self, queue => queue.books())? {
-            books.oldest_queued = oldest.map(UnixMs);
-            books.add(state.parse().map_err(Error::Damaged)?, on_disk, Tally { uploads, bytes });
-        }
-        Ok(books)
+        Ok(self.look().await?.books)
     }
 
     /// The books counted anew from the records themselves, to be held against [`Queue::books`]. Reads every record.

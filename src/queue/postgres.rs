@@ -11,7 +11,7 @@ use super::claims::{by_turn, claims, lease_next, newest_of_class};
 use super::connections::Connections;
 use super::migrations;
 use super::sheds::sheds;
-use super::statements::{Row, Said, columns, metadata_json, priority_number, shared_statements};
+use super::statements::{LookRow, Row, columns, metadata_json, priority_number, shared_statements};
 use super::{Cursor, Filter, Lease, Pick};
 use crate::allowance::End;
 use crate::crash_points::{self, Point};

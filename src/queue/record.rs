@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::allowance::Control;
 use crate::units::UnixMs;
 use crate::upload::{DeviceId, Priority, State, Upload, UploadId};
 
@@ -140,6 +142,16 @@ pub struct Books {
     pub on_disk: Tally,
     /// When the oldest upload that is still queued was received.
     pub oldest_queued: Option<UnixMs>,
+}
+
+/// How the whole site stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Look {
+    /// When the queue was asked.
+    pub at: Instant,
+    pub books: Books,
+    /// What operators said that was not over then.
+    pub control: Control,
 }
 
 impl Books {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Record;
+use super::{Books, Look, Record, Tally};
+use crate::allowance::{Control, Override, Pause};
 use crate::error::Error;
 use crate::units::UnixMs;
 use crate::upload::{Priority, Upload, UploadId};
@@ -92,8 +94,45 @@ impl TryFrom<Row> for Record {
     }
 }
 
-/// What an operator said: kind, amount, who, since and until in milliseconds.
-pub(super) type Said = (String, Option<String>, String, i64, Option<i64>);
+row! {
+    /// A line of the books, or what an operator said: then there is no `on_disk`.
+    struct LookRow {
+        what: String,
+        on_disk: Option<bool>,
+        uploads: Option<i64>,
+        bytes: Option<i64>,
+        oldest_queued_ms: Option<i64>,
+        who: Option<String>,
+        amount: Option<String>,
+        since_ms: Option<i64>,
+        until_ms: Option<i64>,
+    }
+}
+
+/// What these rows say, which were asked for then.
+pub(super) fn look(at: Instant, rows: Vec<LookRow>) -> Result<Look, Error> {
+    let mut look = Look { at, books: Books::default(), control: Control::default() };
+    for row in rows {
+        if let Some(on_disk) = row.on_disk {
+            let tally = Tally { uploads: row.uploads.unwrap_or(0), bytes: row.bytes.unwrap_or(0) };
+            look.books.oldest_queued = row.oldest_queued_ms.map(UnixMs);
+            look.books.add(row.what.parse().map_err(Error::Damaged)?, on_disk, tally);
+            continue;
+        }
+        let who = row.who.unwrap_or_default();
+        let (since, until) = (UnixMs(row.since_ms.unwrap_or(0)), row.until_ms.map(UnixMs));
+        match (row.what.as_str(), row.amount) {
+            ("rate", Some(amount)) => {
+                let wrong = |wrong| Error::Damaged(format!("the rate that was set: {wrong}"));
+                let amount = amount.parse().map_err(wrong)?;
+                look.control.rate = Some(Override { amount, who, since, until });
+            }
+            ("pause", _) => look.control.pause = Some(Pause { who, since, until }),
+            (kind, _) => return Err(Error::Damaged(format!("operators cannot say {kind}"))),
+        }
+    }
+    Ok(look)
+}
 
 /// Priorities are numbers in the database, so that they sort.
 pub(super) fn priority_number(priority: Priority) -> i16 {
@@ -303,16 +342,6 @@ macro_rules! shared_statements {
                 .map(|done| done.rows_affected())
             }
 
-            pub(super) async fn control(&self) -> sqlx::Result<Vec<Said>> {
-                sqlx::query_as(concat!(
-                    "SELECT kind, amount, who, since_ms, until_ms FROM control
-                     WHERE until_ms IS NULL OR until_ms > ",
-                    $now
-                ))
-                .fetch_all(&self.read)
-                .await
-            }
-
             pub(super) async fn set_control(
                 &self,
                 kind: &str,
@@ -348,12 +377,18 @@ macro_rules! shared_statements {
                 sqlx::query("DELETE FROM control WHERE kind = $1").bind(kind).execute(&self.write).await.map(drop)
             }
 
-            pub(super) async fn books(&self) -> sqlx::Result<Vec<(String, bool, i64, i64, Option<i64>)>> {
-                sqlx::query_as(
-                    "SELECT state, on_disk, CAST(sum(uploads) AS bigint), CAST(sum(bytes) AS bigint),
-                         (SELECT min(received_at_ms) FROM uploads WHERE state = 'queued')
-                     FROM books GROUP BY state, on_disk",
-                )
+            pub(super) async fn look(&self) -> sqlx::Result<Vec<LookRow>> {
+                sqlx::query_as(concat!(
+                    "SELECT state AS what, on_disk, CAST(sum(uploads) AS bigint) AS uploads,
+                         CAST(sum(bytes) AS bigint) AS bytes,
+                         (SELECT min(received_at_ms) FROM uploads WHERE state = 'queued') AS oldest_queued_ms,
+                         NULL AS who, NULL AS amount, NULL AS since_ms, NULL AS until_ms
+                     FROM books GROUP BY state, on_disk
+                     UNION ALL
+                     SELECT kind, NULL, NULL, NULL, NULL, who, amount, since_ms, until_ms
+                     FROM control WHERE until_ms IS NULL OR until_ms > ",
+                    $now
+                ))
                 .fetch_all(&self.read)
                 .await
             }

@@ -276,9 +276,11 @@ async fn steered(queue: &Queue, timetable: &str, noon_in: i64) -> (Pacer, watch:
     let timetable = Some(Timetable::parse(timetable, rate).unwrap());
     let uplink = Uplink { rate, share: "20%".parse().unwrap(), timetable, zone: Zone { rules, name: String::new() } };
     let pacer = Pacer::new(rate);
-    let (sender, standing) = watch::channel(steering::standing(queue, &uplink).await);
+    let look = steering::look(queue).await;
+    let (sender, standing) = watch::channel(steering::standing(&look, &uplink));
+    let (looks, _) = watch::channel(look);
     let stop = CancellationToken::new();
-    tokio::spawn(steering::steer(Some(pacer.clone()), queue.clone(), uplink, sender, stop.clone()));
+    tokio::spawn(steering::steer(Some(pacer.clone()), queue.clone(), uplink, looks, sender, stop.clone()));
     (pacer, standing, stop.drop_guard())
 }
 
