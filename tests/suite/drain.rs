@@ -9,6 +9,7 @@ use forebay::audit::{Depth, Subjects, audit};
 use forebay::bucket::{Bucket, Object};
 use forebay::config::Endpoint;
 use forebay::drain::Drain;
+use forebay::fleet::photo::Camera;
 use forebay::pacer::{Pacer, Turn};
 use forebay::status::Condition;
 use forebay::units::{Rate, UnixMs};
@@ -123,17 +124,28 @@ async fn an_uploaded_photo_stays_while_it_is_to_be_retained() {
 async fn a_photo_damaged_on_disk_is_set_aside_and_never_uploaded_and_the_others_go_on() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
-    let damaged = site.accept("cam-1", &photo(1)).await;
-    let sound = site.accept("cam-2", &photo(2)).await;
-    let path = site.spool.path(damaged.upload.id);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[5_000] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
+    let camera = Camera::new(250_000).unwrap();
+    let (small, large) = (photo(1), [2, 3].map(|number| camera.photo(number, "in several slices")));
+    let mut damaged = Vec::new();
+    for (photo, at) in [(&small, 5_000), (&large[0], 5_000), (&large[1], 249_000)] {
+        let record = site.accept("cam-1", photo).await;
+        let path = site.spool.path(record.upload.id);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        damaged.push(record);
+    }
+    let sound_photo = camera.photo(4, "in several slices");
+    let sound = site.accept("cam-2", &sound_photo).await;
     let _pouring = pour(&site, &bucket, FAST);
-    let dead = in_state(&site, &damaged, State::Dead).await;
-    assert!(dead.reason.unwrap().contains("damaged on disk"));
+    for damaged in damaged {
+        let dead = in_state(&site, &damaged, State::Dead).await;
+        assert!(dead.reason.unwrap().contains("damaged on disk"));
+        assert_eq!(bucket.read_back(&damaged.upload.object_key).await.unwrap(), None);
+    }
     in_state(&site, &sound, State::Uploaded).await;
-    assert_eq!(bucket.read_back(&damaged.upload.object_key).await.unwrap(), None);
+    let held = bucket.read_back(&sound.upload.object_key).await.unwrap();
+    assert_eq!(held, Some((sound_photo.len() as u64, sound.upload.sha256)));
 }
 
 #[tokio::test]
