@@ -11,19 +11,28 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// Opens a file past the page cache. None where the file system cannot; one that was to be made may be there then. Reading it does not
-/// change when it was read last, which would be a write for each photo.
+/// Opens a file past the page cache. None where the file system cannot; one that was to be made may be there then.
 pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
-    let open = |flags: OFlags| options.clone().custom_flags(flags.bits() as i32).open(path);
-    let opened = match open(OFlags::DIRECT | OFlags::NOATIME) {
-        // it is another user's
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => open(OFlags::DIRECT),
-        opened => opened,
-    };
-    match opened {
+    match options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if is_not_taken(&error) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Opens a file to be read, past the page cache where the file system can; whether it goes past it. That it was read is not noted in it,
+/// which would be a write for each photo, unless it is another user's.
+pub(super) fn open_to_read(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    let with = |flags: OFlags| options.clone().custom_flags(flags.bits() as i32).open(path);
+    let unnoted = |flags: OFlags| match with(flags | OFlags::NOATIME) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => with(flags),
+        opened => opened,
+    };
+    match unnoted(OFlags::DIRECT) {
+        Err(error) if is_not_taken(&error) => Ok((unnoted(OFlags::empty())?, false)),
+        opened => Ok((opened?, true)),
     }
 }
 

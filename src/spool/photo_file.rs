@@ -6,7 +6,7 @@
 //! digest, which the bucket checks anyway. Always: what is read back was written whole, by its CRCs and its size. Never: a
 //! record that is believed because its file has the right name.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -62,13 +62,7 @@ pub(super) fn read_record(path: &Path) -> Result<Upload> {
 /// file system can: nobody reads it again soon. With them the stamp of the file before it was read. `not_opened` says what it
 /// means that the file cannot be opened.
 pub(super) fn read_photo(path: &Path, not_opened: impl FnOnce(io::Error) -> Error) -> Result<(Upload, Bytes, Stamp)> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    let opened = direct::open(&options, path).and_then(|direct| match direct {
-        Some(file) => Ok((file, true)),
-        None => Ok((options.open(path)?, false)),
-    });
-    let (file, direct) = opened.map_err(not_opened)?;
+    let (file, direct) = direct::open_to_read(path).map_err(not_opened)?;
     let metadata = file.metadata().map_err(|error| failed(path, error))?;
     let size = metadata.len();
     let whole = read_whole(&file, direct, size, path)?;
