@@ -113,24 +113,24 @@ impl Appliance {
         let (allowance, rule) = (first.in_force.allowance, first.in_force.rule.clone());
         let (steered, standing) = watch::channel(first);
         let (looking, looks) = watch::channel(look);
+        let bucket = bucket.filter(|_| roles.drain());
         let of_the_drain = roles.drain().then(|| pacer.clone());
-        tasks.spawn(steering::steer(
-            of_the_drain,
-            queue.clone(),
-            config.uplink.clone(),
-            looking,
-            steered,
-            stop.clone(),
-        ));
+        // what finishes still pours, and a pause or a lower rate is heeded to its end
+        let steered_until = if bucket.is_some() { CancellationToken::new() } else { stop.clone() };
+        let (asked, uplink, until) = (queue.clone(), config.uplink.clone(), steered_until.clone());
+        tasks.spawn(steering::steer(of_the_drain, asked, uplink, looking, steered, until));
 
         let mut drain_parts = None;
-        if let Some(bucket) = bucket.filter(|_| roles.drain()) {
+        if let Some(bucket) = bucket {
             let drain = Drain::new(spool.clone(), queue.clone(), bucket, pacer.clone())
                 .ordered(config.order, config.fresh_share);
             drain_parts = Some((pacer.clone(), drain.condition()));
             let keeper = Keeper::new(config, spool.clone(), queue.clone()).beside(drain.condition());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());
-            tasks.spawn(async move { drain.run(stop_drain, GRACE).await });
+            tasks.spawn(async move {
+                let _steered = steered_until.drop_guard();
+                drain.run(stop_drain, GRACE).await;
+            });
             tasks.spawn(async move { keeper.run(stop_keeper).await });
         }
 

@@ -1,13 +1,18 @@
 //! Processes that are told to stop in the midst of their work finish it or give it back, and another takes over at once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use forebay::allowance::End;
+use forebay::config::{Endpoint, QueueUrl};
 use forebay::crash_points::{Action, Armed, Point};
+use forebay::queue::Queue;
 use rustix::process::Signal;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::agreement::status;
 use crate::support::program::{Program, run, s3_settings};
@@ -146,4 +151,54 @@ async fn said(stream: &mut TcpStream, text: &str) -> String {
         Err(_) => 0,
     };
     String::from_utf8_lossy(&answer[..read]).into_owned()
+}
+
+/// A store that takes what it is sent, never answers, and counts the bytes.
+async fn greedy_store() -> (Endpoint, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let endpoint = Endpoint { url, access_key: "a".to_owned(), secret_key: "b".to_owned() };
+    let taken = Arc::new(AtomicU64::new(0));
+    let counted = taken.clone();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 64 * 1024];
+                while let Ok(read @ 1..) = connection.read(&mut bytes).await {
+                    counted.fetch_add(read as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (endpoint, taken)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_stopping_heeds_a_pause() {
+    let folder = tempfile::tempdir().unwrap();
+    let (endpoint, taken) = greedy_store().await;
+    let mut settings = s3_settings(&endpoint, "photos");
+    // 100 kB a second, so that the photo takes longer than there is to stop
+    settings.push(("FOREBAY_UPLINK_RATE".into(), "4Mbit/s".into()));
+    let mut serve = Program::start("serve", &settings, folder.path()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json_upload("cam-1", None, &[photo(1), vec![0; 3_000_000]].concat()).to_string();
+    let request = client.post(&serve.url).header("content-type", "application/json").body(body);
+    assert_eq!(request.send().await.unwrap().status(), 201);
+    let taken = || taken.load(Ordering::Relaxed);
+    eventually("a photo to be on its way", async || (taken() > 50_000).then_some(())).await;
+
+    serve.signal(Signal::TERM);
+    let queue = Queue::open(&QueueUrl::Sqlite(folder.path().join("queue.sqlite"))).unwrap();
+    queue.set_pause("anna", End::Never).await.unwrap();
+    // twice the time that a pause may take to be heard
+    let (mut bytes, mut since) = (taken(), Instant::now());
+    while since.elapsed() < Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(serve.ended().is_none(), "bytes left until it ended");
+        if taken() != bytes {
+            (bytes, since) = (taken(), Instant::now());
+        }
+    }
 }
