@@ -28,8 +28,10 @@ use crate::units::{Rate, UnixMs};
 /// A forecast looks sixty days ahead, which is most of what a snapshot takes: it is made anew after so long, or when what may
 /// leave has changed.
 const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
-/// Flows are means over the time between this many looks.
-const WINDOW: usize = 10;
+/// Flows are means over the time that so many looks take, which is ten seconds.
+const WINDOW: usize = 11;
+/// The longest that is waited for what was shed: the next look waits behind it.
+const SHEDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Devices shown of those that lost most to shedding.
 const SHED_SHOWN: u32 = 5;
 
@@ -100,7 +102,8 @@ struct Forecasted {
 impl Sampler {
     async fn take(&mut self) -> Status {
         let look = self.parts.looks.borrow_and_update().clone();
-        if let Ok(Look { at, books, .. }) = &look {
+        let books = look.and_then(|look| Ok((look.at, look.books?)));
+        if let Ok((at, books)) = &books {
             self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
             self.samples.push_back((*at, *books));
             let accepted = books.accepted();
@@ -109,10 +112,9 @@ impl Sampler {
                 self.samples.pop_front();
             }
         }
-        let mut status = self.status(look.err());
+        let mut status = self.status(books.err());
         if status.books.shed.uploads > 0
-            && let Ok(Ok(sheds)) =
-                tokio::time::timeout(Duration::from_secs(5), self.parts.queue.sheds(SHED_SHOWN)).await
+            && let Ok(Ok(sheds)) = tokio::time::timeout(SHEDS_TIMEOUT, self.parts.queue.sheds(SHED_SHOWN)).await
         {
             self.sheds = sheds;
         }

@@ -33,8 +33,8 @@ pub async fn look(queue: &Queue) -> Result<Look> {
 /// What is in force by the first look, as far as is known.
 pub fn standing(look: &Result<Look>, uplink: &Uplink) -> Standing {
     let control = match look {
-        Ok(look) => look.control.clone(),
-        Err(_) => {
+        Ok(Look { control: Ok(control), .. }) => control.clone(),
+        _ => {
             tracing::warn!("the queue does not say what operators set; until it does, nothing leaves");
             Control::default()
         }
@@ -42,8 +42,8 @@ pub fn standing(look: &Result<Look>, uplink: &Uplink) -> Standing {
     Standing { in_force: uplink.in_force(UnixMs::now(), &control), control }
 }
 
-/// Keeps `looks` up to date and `standing` with them, and the pacer of a process that pours, until `stop` is cancelled. `looks` has the
-/// first already.
+/// Keeps `standing` and the pacer of a process that pours up to date, and then `looks`, which has the first already, until `stop` is
+/// cancelled.
 pub async fn steer(
     pacer: Option<Pacer>,
     queue: Queue,
@@ -52,33 +52,35 @@ pub async fn steer(
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 ) {
-    let looked = looks.subscribe();
+    let heard = watch::Sender::new(looks.borrow().clone());
     tokio::select! {
-        () = look_again(&queue, &looks) => {}
-        () = apply(pacer.as_ref(), &uplink, looked, &standing) => {}
+        () = look_again(&queue, &heard) => {}
+        () = apply(pacer.as_ref(), &uplink, heard.subscribe(), &standing, &looks) => {}
         () = stop.cancelled() => {}
     }
 }
 
 /// A queue that is away is told of by whoever needs it more.
-async fn look_again(queue: &Queue, looks: &watch::Sender<Result<Look>>) {
+async fn look_again(queue: &Queue, heard: &watch::Sender<Result<Look>>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let looked = look(queue).await;
-        looks.send_modify(|last| *last = looked);
+        heard.send_modify(|last| *last = looked);
     }
 }
 
 async fn apply(
     pacer: Option<&Pacer>,
     uplink: &Uplink,
-    mut looks: watch::Receiver<Result<Look>>,
+    mut heard: watch::Receiver<Result<Look>>,
     standing: &watch::Sender<Standing>,
+    looks: &watch::Sender<Result<Look>>,
 ) {
-    let mut said = None;
+    let (mut said, mut is_news) = (None, false);
     loop {
-        if let Ok(look) = &*looks.borrow_and_update() {
-            said = Some(look.control.clone());
+        let look = heard.borrow_and_update().clone();
+        if let Ok(Look { control: Ok(control), .. }) = &look {
+            said = Some(control.clone());
         }
         // it may be a pause; the pacer lets nothing out until that is known
         if let Some(control) = said.clone() {
@@ -92,9 +94,12 @@ async fn apply(
             }
             standing.send_replace(Standing { in_force, control });
         }
-        tokio::select! {
-            _ = looks.changed() => {}
-            () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
+        if is_news {
+            looks.send_modify(|last| *last = look);
         }
+        is_news = tokio::select! {
+            _ = heard.changed() => true,
+            () = tokio::time::sleep(LOOK_AT_CLOCK) => false,
+        };
     }
 }

@@ -3,7 +3,8 @@
 //! sqlx's pool asks a connection that is given back to it whether it is still there: a round trip more for each statement,
 //! to Postgres or to SQLite's thread. Always: a connection that has just answered is lent again as it is, and one that was
 //! idle for longer is asked first, with others behind it when it does not answer; a transaction ends before its connection is
-//! another's; one that is in use is waited for a moment before another is made. Never: kept after a statement that failed or was cut short, or waited for longer than the pool itself would be.
+//! another's; one that is in use is waited for a moment before another is made. Never: kept after a statement that failed or
+//! was cut short, or waited for longer than the pool itself would be.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -106,7 +107,7 @@ impl<DB: Database> Connections<DB> {
     async fn lend(&self) -> Result<(Lent<DB>, OwnedSemaphorePermit)> {
         let place = self.inner.places.clone().acquire_owned().await.map_err(|_| Error::PoolClosed)?;
         let mut last = self.kept().pop();
-        // the place that was just taken is one of them
+        // whoever has another place has a connection in use, or makes one
         if last.is_none() && self.inner.places.available_permits() + 1 < self.inner.lent_max {
             last = timeout(PATIENCE, self.one_that_comes_back()).await.ok();
         }

@@ -384,12 +384,12 @@ impl Queue {
     /// How the site stands, in one round trip.
     pub async fn look(&self) -> Result<Look> {
         let at = Instant::now();
-        statements::look(at, on_backend!(self, queue => queue.look())?)
+        Ok(statements::look(at, on_backend!(self, queue => queue.look())?))
     }
 
     /// What operators said that is not over yet.
     pub async fn control(&self) -> Result<Control> {
-        Ok(self.look().await?.control)
+        self.look().await?.control
     }
 
     /// Sets a rate in place of the configured one, and of one that was set before.
@@ -414,7 +414,7 @@ impl Queue {
 
     /// How many uploads stand where, at one moment.
     pub async fn books(&self) -> Result<Books> {
-        Ok(self.look().await?.books)
+        self.look().await?.books
     }
 
     /// The books counted anew from the records themselves, to be held against [`Queue::books`]. Reads every record.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::allowance::Control;
+use crate::error::Result;
 use crate::units::UnixMs;
 use crate::upload::{DeviceId, Priority, State, Upload, UploadId};
 
@@ -144,14 +145,14 @@ pub struct Books {
     pub oldest_queued: Option<UnixMs>,
 }
 
-/// How the whole site stands.
+/// How the whole site stands. What cannot be read of one part leaves the other as it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Look {
     /// When the queue was asked.
     pub at: Instant,
-    pub books: Books,
+    pub books: Result<Books>,
     /// What operators said that was not over then.
-    pub control: Control,
+    pub control: Result<Control>,
 }
 
 impl Books {

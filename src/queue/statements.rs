@@ -95,7 +95,7 @@ impl TryFrom<Row> for Record {
 }
 
 row! {
-    /// A line of the books, or what an operator said: then there is no `on_disk`.
+    /// The sums of one state and place of the books, or what an operator said: then there is no `on_disk`.
     struct LookRow {
         what: String,
         on_disk: Option<bool>,
@@ -109,29 +109,38 @@ row! {
     }
 }
 
-/// What these rows say, which were asked for then.
-pub(super) fn look(at: Instant, rows: Vec<LookRow>) -> Result<Look, Error> {
-    let mut look = Look { at, books: Books::default(), control: Control::default() };
+/// What the rows of a look at that moment say.
+pub(super) fn look(at: Instant, rows: Vec<LookRow>) -> Look {
+    let (books, said): (Vec<LookRow>, Vec<LookRow>) = rows.into_iter().partition(|row| row.on_disk.is_some());
+    Look { at, books: books_of(books), control: control_of(said) }
+}
+
+fn books_of(rows: Vec<LookRow>) -> Result<Books, Error> {
+    let mut books = Books::default();
     for row in rows {
-        if let Some(on_disk) = row.on_disk {
-            let tally = Tally { uploads: row.uploads.unwrap_or(0), bytes: row.bytes.unwrap_or(0) };
-            look.books.oldest_queued = row.oldest_queued_ms.map(UnixMs);
-            look.books.add(row.what.parse().map_err(Error::Damaged)?, on_disk, tally);
-            continue;
-        }
+        let tally = Tally { uploads: row.uploads.unwrap_or(0), bytes: row.bytes.unwrap_or(0) };
+        books.oldest_queued = row.oldest_queued_ms.map(UnixMs);
+        books.add(row.what.parse().map_err(Error::Damaged)?, row.on_disk.unwrap_or(false), tally);
+    }
+    Ok(books)
+}
+
+fn control_of(rows: Vec<LookRow>) -> Result<Control, Error> {
+    let mut control = Control::default();
+    for row in rows {
         let who = row.who.unwrap_or_default();
         let (since, until) = (UnixMs(row.since_ms.unwrap_or(0)), row.until_ms.map(UnixMs));
         match (row.what.as_str(), row.amount) {
             ("rate", Some(amount)) => {
                 let wrong = |wrong| Error::Damaged(format!("the rate that was set: {wrong}"));
                 let amount = amount.parse().map_err(wrong)?;
-                look.control.rate = Some(Override { amount, who, since, until });
+                control.rate = Some(Override { amount, who, since, until });
             }
-            ("pause", _) => look.control.pause = Some(Pause { who, since, until }),
+            ("pause", _) => control.pause = Some(Pause { who, since, until }),
             (kind, _) => return Err(Error::Damaged(format!("operators cannot say {kind}"))),
         }
     }
-    Ok(look)
+    Ok(control)
 }
 
 /// Priorities are numbers in the database, so that they sort.
@@ -405,3 +414,33 @@ macro_rules! shared_statements {
     };
 }
 pub(super) use shared_statements;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(what: &str, on_disk: Option<bool>) -> LookRow {
+        LookRow {
+            what: what.to_owned(),
+            on_disk,
+            uploads: on_disk.and(Some(3)),
+            bytes: on_disk.and(Some(3_000)),
+            oldest_queued_ms: None,
+            who: Some("anna".to_owned()),
+            amount: None,
+            since_ms: Some(1),
+            until_ms: None,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_one_part_of_a_look_leaves_the_other() {
+        let now = Instant::now();
+        let odd_word = look(now, vec![row("queued", Some(true)), row("faster", None)]);
+        assert_eq!(odd_word.books.unwrap().queued, Tally { uploads: 3, bytes: 3_000 });
+        assert!(odd_word.control.is_err());
+        let odd_state = look(now, vec![row("half sent", Some(true)), row("pause", None)]);
+        assert_eq!(odd_state.control.unwrap().pause.unwrap().who, "anna");
+        assert!(odd_state.books.is_err());
+    }
+}
