@@ -115,10 +115,15 @@ impl Appliance {
         let (looking, looks) = watch::channel(look);
         let bucket = bucket.filter(|_| roles.drain());
         let of_the_drain = roles.drain().then(|| pacer.clone());
-        // what finishes still pours, and a pause or a lower rate is heeded to its end
-        let steered_until = if bucket.is_some() { CancellationToken::new() } else { stop.clone() };
-        let (asked, uplink, until) = (queue.clone(), config.uplink.clone(), steered_until.clone());
-        tasks.spawn(steering::steer(of_the_drain, asked, uplink, looking, steered, until));
+        let (stopping, drained) = (stop.clone(), CancellationToken::new());
+        let until_drained = drained.clone().drop_guard();
+        let over = async move {
+            stopping.cancelled().await;
+            // what finishes still pours, and a pause or a lower rate is heeded until it has
+            drained.cancelled().await;
+        };
+        let (asked, uplink) = (queue.clone(), config.uplink.clone());
+        tasks.spawn(steering::steer(of_the_drain, asked, uplink, looking, steered, over));
 
         let mut drain_parts = None;
         if let Some(bucket) = bucket {
@@ -128,7 +133,7 @@ impl Appliance {
             let keeper = Keeper::new(config, spool.clone(), queue.clone()).beside(drain.condition());
             let (stop_drain, stop_keeper) = (stop.clone(), stop.clone());
             tasks.spawn(async move {
-                let _steered = steered_until.drop_guard();
+                let _until_drained = until_drained;
                 drain.run(stop_drain, GRACE).await;
             });
             tasks.spawn(async move { keeper.run(stop_keeper).await });

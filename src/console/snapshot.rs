@@ -30,8 +30,8 @@ use crate::units::{Rate, UnixMs};
 const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
 /// Flows are means over the time that so many looks take, which is ten seconds.
 const WINDOW: usize = 11;
-/// The longest that is waited for what was shed: the next look waits behind it.
-const SHEDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// What was asked for longer ago knows less of what is on disk than this process does.
+const FRESH: Duration = Duration::from_secs(1);
 /// Devices shown of those that lost most to shedding.
 const SHED_SHOWN: u32 = 5;
 
@@ -104,7 +104,9 @@ impl Sampler {
         let look = self.parts.looks.borrow_and_update().clone();
         let books = look.and_then(|look| Ok((look.at, look.books?)));
         if let Ok((at, books)) = &books {
-            self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
+            if at.elapsed() <= FRESH {
+                self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
+            }
             self.samples.push_back((*at, *books));
             let accepted = books.accepted();
             self.arrivals.note(UnixMs::now(), accepted.bytes as f64, accepted.uploads as f64);
@@ -114,7 +116,8 @@ impl Sampler {
         }
         let mut status = self.status(books.err());
         if status.books.shed.uploads > 0
-            && let Ok(Ok(sheds)) = tokio::time::timeout(SHEDS_TIMEOUT, self.parts.queue.sheds(SHED_SHOWN)).await
+            && let Ok(Ok(sheds)) =
+                tokio::time::timeout(Duration::from_secs(5), self.parts.queue.sheds(SHED_SHOWN)).await
         {
             self.sheds = sheds;
         }

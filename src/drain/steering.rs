@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::allowance::{Control, Standing, Uplink};
 use crate::error::{Error, Result};
@@ -42,21 +41,21 @@ pub fn standing(look: &Result<Look>, uplink: &Uplink) -> Standing {
     Standing { in_force: uplink.in_force(UnixMs::now(), &control), control }
 }
 
-/// Keeps `standing` and the pacer of a process that pours up to date, and then `looks`, which has the first already, until `stop` is
-/// cancelled.
+/// Keeps `standing` and the pacer of a process that pours up to date, and then `looks`, which has the first already, until it is
+/// `over`.
 pub async fn steer(
     pacer: Option<Pacer>,
     queue: Queue,
     uplink: Uplink,
     looks: watch::Sender<Result<Look>>,
     standing: watch::Sender<Standing>,
-    stop: CancellationToken,
+    over: impl Future<Output = ()>,
 ) {
     let heard = watch::Sender::new(looks.borrow().clone());
     tokio::select! {
         () = look_again(&queue, &heard) => {}
         () = apply(pacer.as_ref(), &uplink, heard.subscribe(), &standing, &looks) => {}
-        () = stop.cancelled() => {}
+        () = over => {}
     }
 }
 
@@ -78,7 +77,7 @@ async fn apply(
 ) {
     let (mut said, mut is_news) = (None, false);
     loop {
-        let look = heard.borrow_and_update().clone();
+        let look = heard.borrow().clone();
         if let Ok(Look { control: Ok(control), .. }) = &look {
             said = Some(control.clone());
         }
@@ -98,6 +97,7 @@ async fn apply(
             looks.send_modify(|last| *last = look);
         }
         is_news = tokio::select! {
+            biased;
             _ = heard.changed() => true,
             () = tokio::time::sleep(LOOK_AT_CLOCK) => false,
         };

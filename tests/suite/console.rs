@@ -26,7 +26,14 @@ async fn while_the_drain_is_paused_the_forecast_counts_on_nothing_leaving() {
     let (looking, looks) = watch::channel(steering::look(&site.queue).await);
     let (steered, standing) = watch::channel(standing);
     let stop = CancellationToken::new();
-    tokio::spawn(steering::steer(None, site.queue.clone(), site.config.uplink.clone(), looking, steered, stop.clone()));
+    tokio::spawn(steering::steer(
+        None,
+        site.queue.clone(),
+        site.config.uplink.clone(),
+        looking,
+        steered,
+        stop.clone().cancelled_owned(),
+    ));
     let parts = Parts {
         roles: vec!["drain"],
         queue: site.queue.clone(),

@@ -280,7 +280,14 @@ async fn steered(queue: &Queue, timetable: &str, noon_in: i64) -> (Pacer, watch:
     let (sender, standing) = watch::channel(steering::standing(&look, &uplink));
     let (looks, _) = watch::channel(look);
     let stop = CancellationToken::new();
-    tokio::spawn(steering::steer(Some(pacer.clone()), queue.clone(), uplink, looks, sender, stop.clone()));
+    tokio::spawn(steering::steer(
+        Some(pacer.clone()),
+        queue.clone(),
+        uplink,
+        looks,
+        sender,
+        stop.clone().cancelled_owned(),
+    ));
     (pacer, standing, stop.drop_guard())
 }
 

@@ -192,13 +192,14 @@ async fn a_drain_that_is_stopping_heeds_a_pause() {
     serve.signal(Signal::TERM);
     let queue = Queue::open(&QueueUrl::Sqlite(folder.path().join("queue.sqlite"))).unwrap();
     queue.set_pause("anna", End::Never).await.unwrap();
-    // twice the time that a pause may take to be heard
-    let (mut bytes, mut since) = (taken(), Instant::now());
-    while since.elapsed() < Duration::from_secs(2) {
+    // until it has ended, or for twice the time that a pause may take to be heard
+    let told = Instant::now();
+    let (mut bytes, mut last) = (taken(), told);
+    while last.elapsed() < Duration::from_secs(2) && serve.ended().is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(serve.ended().is_none(), "bytes left until it ended");
         if taken() != bytes {
-            (bytes, since) = (taken(), Instant::now());
+            (bytes, last) = (taken(), Instant::now());
         }
     }
+    assert!(last - told < Duration::from_secs(6), "bytes left until its time to stop was over");
 }
