@@ -30,8 +30,6 @@ use crate::units::{Rate, UnixMs};
 const FORECAST_AGE_MAX: Duration = Duration::from_secs(5);
 /// Flows are means over the time that so many looks take, which is ten seconds.
 const WINDOW: usize = 11;
-/// What was asked for longer ago knows less of what is on disk than this process does.
-const FRESH: Duration = Duration::from_secs(1);
 /// Devices shown of those that lost most to shedding.
 const SHED_SHOWN: u32 = 5;
 
@@ -104,9 +102,7 @@ impl Sampler {
         let look = self.parts.looks.borrow_and_update().clone();
         let books = look.and_then(|look| Ok((look.at, look.books?)));
         if let Ok((at, books)) = &books {
-            if at.elapsed() <= FRESH {
-                self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
-            }
+            self.parts.spool.set_held_bytes(books.on_disk.bytes.max(0) as u64);
             self.samples.push_back((*at, *books));
             let accepted = books.accepted();
             self.arrivals.note(UnixMs::now(), accepted.bytes as f64, accepted.uploads as f64);
