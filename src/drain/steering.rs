@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::allowance::{Control, Standing, Uplink};
 use crate::error::{Error, Result};
+use crate::outage::Outage;
 use crate::pacer::Pacer;
 use crate::queue::{Look, Queue};
 use crate::units::UnixMs;
@@ -75,7 +76,7 @@ async fn apply(
     standing: &watch::Sender<Standing>,
     looks: &watch::Sender<Result<Look>>,
 ) {
-    let (mut said, mut is_news) = (None, false);
+    let (mut said, mut is_news, unreadable) = (None, false, Outage::new());
     loop {
         let look = heard.borrow().clone();
         if let Ok(Look { control: Ok(control), .. }) = &look {
@@ -94,6 +95,13 @@ async fn apply(
             standing.send_replace(Standing { in_force, control });
         }
         if is_news {
+            match &look {
+                Ok(Look { control: Ok(_), .. }) => drop(unreadable.works()),
+                Ok(Look { control: Err(error), .. }) if unreadable.failed() => {
+                    tracing::error!(%error, "what operators said cannot be read; what was heard last holds");
+                }
+                _ => {}
+            }
             looks.send_modify(|last| *last = look);
         }
         is_news = tokio::select! {
