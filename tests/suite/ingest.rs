@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use forebay::fleet::photo::Camera;
 use forebay::upload::Sha256;
 
 use crate::support::site::{Answer, Site};
@@ -294,6 +295,59 @@ async fn a_multipart_body_that_is_cut_off_or_has_no_photo_is_refused() {
     let two = post(format!("{part}{part}--b--\r\n")).await;
     assert_eq!((two.status, two.problem()), (400, "invalid-field"));
     nothing_is_kept(&site).await;
+}
+
+#[tokio::test]
+async fn a_multipart_body_is_given_up_when_all_but_its_photo_is_too_long_declared_or_not() {
+    let site = Site::start(&[]).await;
+    let post = async |body: reqwest::Body| {
+        let request = site.client.post(&site.url).header("content-type", "multipart/form-data; boundary=b").body(body);
+        Answer::of(request.send().await.unwrap()).await
+    };
+    let undeclared = |body: String| {
+        let pieces: Vec<_> =
+            body.as_bytes().chunks(1000).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+        reqwest::Body::wrap_stream(futures_util::stream::iter(pieces))
+    };
+    let another_boundary = format!("--c\r\n{}", "x".repeat(300_000));
+    let endless_head = format!("--b\r\nContent-Disposition: form-data; name=\"{}", "x".repeat(300_000));
+    for body in [another_boundary, endless_head] {
+        for answer in [post(undeclared(body.clone())).await, post(body.into()).await] {
+            assert_eq!((answer.status, answer.problem()), (413, "too-large"), "{answer:?}");
+            assert!(
+                answer.body["detail"].as_str().unwrap().contains("is the boundary the declared one?"),
+                "{answer:?}"
+            );
+        }
+    }
+    nothing_is_kept(&site).await;
+}
+
+#[tokio::test]
+async fn a_multipart_photo_of_several_pieces_is_taken_with_fields_around_it() {
+    let site = Site::start(&[]).await;
+    let photo = Camera::new(1_000_000).unwrap().photo(1, "in many pieces");
+    for piece_bytes in [1000, 100_000, 2_000_000] {
+        let upload_id = piece_bytes.to_string();
+        let field = |name: &str, text: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
+        };
+        let head =
+            [field("device_id", "cam-1"), field("upload_id", &upload_id), field("note", &"x".repeat(50_000))].concat();
+        let body = [
+            head.as_bytes(),
+            b"--b\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\n",
+            &photo,
+            b"\r\n--b--\r\n",
+        ];
+        let pieces: Vec<_> =
+            body.concat().chunks(piece_bytes).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+        let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+        let request = site.client.post(&site.url).header("content-type", "multipart/form-data; boundary=b").body(body);
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert_eq!(answer.body["sha256"], Sha256::of(&photo).to_string());
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,14 @@
 //! A multipart body: the photo in a part called `image` or `file`, the other fields in parts of their own names.
+//!
+//! Always: what is neither photo nor field (what comes before the first part, the parts' heads) is held to the same bytes as the
+//! fields. Never: a piece of the body taken before the parser has looked at the one before it.
 
 use std::error::Error as _;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
+use bytes::Bytes;
 use futures_util::stream;
 use multer::Multipart;
 
@@ -10,11 +17,21 @@ use crate::http::problem::{Kind, Problem};
 
 /// Reads all parts.
 pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> Result<(Fields, Photo), Problem> {
-    let pieces =
-        stream::unfold(
-            incoming,
-            |incoming| async move { incoming.next().await.transpose().map(|piece| (piece, incoming)) },
-        );
+    let photo_bytes = AtomicUsize::new(0);
+    let pieces = stream::unfold((incoming, 0), async |(incoming, body_bytes)| {
+        if body_bytes > 0 {
+            let_the_parser_look().await;
+        }
+        // it lets go of a photo at once, and holds all else until it makes sense
+        if body_bytes - photo_bytes.load(Ordering::Relaxed) > REST_BYTES_MAX {
+            let detail =
+                format!("all but the photo is longer than {REST_BYTES_MAX} bytes; is the boundary the declared one?");
+            return Some((Err(Problem::new(Kind::TooLarge, detail)), (incoming, body_bytes)));
+        }
+        let piece = incoming.next().await.transpose()?;
+        let piece_bytes = piece.as_ref().map_or(0, Bytes::len);
+        Some((piece, (incoming, body_bytes + piece_bytes)))
+    });
     let mut parts = Multipart::new(pieces, boundary);
     let mut fields = Fields::default();
     let mut image_seen = false;
@@ -30,6 +47,7 @@ pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> 
             fields.filename = fields.filename.or_else(|| part.file_name().map(str::to_owned));
             fields.content_type = fields.content_type.or_else(|| part.content_type().map(|t| t.to_string()));
             while let Some(piece) = part.chunk().await.map_err(malformed)? {
+                photo_bytes.fetch_add(piece.len(), Ordering::Relaxed);
                 photo.extend(&piece)?;
                 photo.relieve().await?;
             }
@@ -65,6 +83,19 @@ pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> 
         (true, true) => Err(Problem::new(Kind::InvalidField, "image is empty")),
         (true, false) => Ok((fields, photo)),
     }
+}
+
+/// The parser takes pieces for as long as there are any, and then looks at all of them: it is told once that there is none yet.
+async fn let_the_parser_look() {
+    let mut told = false;
+    poll_fn(|cx| match std::mem::replace(&mut told, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// What the parser says, or what was wrong with the body beneath it.
