@@ -255,7 +255,8 @@ impl Meter {
 
     fn look(&self, seen: &mut Seen) -> TcpInfo {
         // a connection that was reset says nothing any more, and has sent what it had sent
-        let info = TcpInfo::of(&self.tcp, self.ip_header_bytes).unwrap_or_else(|| match seen.counted.segments {
+        let looked = TcpInfo::of(&self.tcp, self.ip_header_bytes).map(|info| info.counted_on(&seen.counted));
+        let info = looked.unwrap_or_else(|| match seen.counted.segments {
             0 => TcpInfo::estimated(seen.written_bytes),
             _ => TcpInfo { unsent_bytes: 0, ..seen.counted },
         });

@@ -75,6 +75,12 @@ impl TcpInfo {
         })
     }
 
+    /// With its packets counted on from a look `before`: the kernel counts them with 32 bits, and begins again with none.
+    pub fn counted_on(self, before: &TcpInfo) -> TcpInfo {
+        let since = (self.segments as u32).wrapping_sub(before.segments as u32);
+        TcpInfo { segments: before.segments + u64::from(since), ..self }
+    }
+
     /// What a connection is taken for whose kernel does not say: `written_bytes` in full packets.
     pub fn estimated(written_bytes: u64) -> TcpInfo {
         TcpInfo {
@@ -269,6 +275,17 @@ mod tests {
         let after = TcpInfo::of(&near, ip_header_bytes(&near)).unwrap();
         assert_eq!((after.sent_bytes, after.unsent_bytes, after.header_bytes), (10_000, 0, 14 + 20 + 32));
         assert!(after.wire_bytes() >= before.wire_bytes() + 10_000 + after.header_bytes);
+    }
+
+    #[test]
+    fn packets_are_counted_on_where_the_kernel_begins_again() {
+        let packets = |segments| TcpInfo { segments, ..TcpInfo::default() };
+        assert_eq!(packets(7).counted_on(&packets(5)), packets(7));
+        let many = packets(u64::from(u32::MAX) - 1);
+        let more = packets(3).counted_on(&many);
+        assert_eq!(more, packets((1 << 32) + 3));
+        assert_eq!(packets(2).counted_on(&packets((1 << 33) - 1)), packets((1 << 33) + 2));
+        assert!(more.wire_bytes() >= many.wire_bytes());
     }
 
     #[test]
