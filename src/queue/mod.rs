@@ -43,6 +43,10 @@ const SECOND_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that any call may take: as long as Postgres itself lets a statement run.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// No lease is given for so long: one that ends later than so much from now was given before the clock went back, and waiting
+/// for its end could take years.
+const LEASE_MAX: Duration = Duration::from_secs(3600);
+
 /// The most uploads of one line that are looked at to thin it.
 const THINNED_MAX: u32 = 50_000;
 
@@ -361,9 +365,9 @@ impl Queue {
         on_backend!(self, queue => queue.charge(held, &reason, rest))
     }
 
-    /// Queues uploads again whose lease ran out; how many.
+    /// Queues uploads again whose lease ran out, or was given before the clock went back; how many.
     pub async fn reap(&self) -> Result<u64> {
-        on_backend!(self, queue => queue.reap())
+        on_backend!(self, queue => queue.reap(LEASE_MAX))
     }
 
     /// Uploaded at least `retain` ago with their photo still on disk, oldest first.

@@ -68,7 +68,10 @@ impl Postgres {
 
     pub(super) async fn migrate(&self) -> std::result::Result<i64, sqlx::migrate::MigrateError> {
         let migrator = migrations::postgres();
-        migrator.run(self.write.pool()).await?;
+        // where a step fails, the migrator keeps its lock for as long as the connection is there, and others wait for it
+        let mut connection = self.write.pool().acquire().await?;
+        connection.close_on_drop();
+        migrator.run_direct(None, &mut *connection, false).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
 

@@ -213,19 +213,28 @@ macro_rules! shared_statements {
             }
 
             pub(super) async fn lead(&self, owner: &str, lease: Duration) -> sqlx::Result<bool> {
-                sqlx::query(concat!(
+                sqlx::query_scalar(concat!(
                     "INSERT INTO leader (role, owner, until_ms) VALUES ('drain', $1, ",
                     $now,
                     " + $2)
-                     ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, until_ms = excluded.until_ms
+                     ON CONFLICT (role) DO UPDATE SET until_ms = excluded.until_ms, owner = CASE
+                         WHEN leader.until_ms > ",
+                    $now,
+                    // nobody was given it for so long: the clock went back. It begins anew, for whoever had it
+                    " + 2 * $2 THEN leader.owner ELSE excluded.owner END
                      WHERE leader.owner = excluded.owner OR leader.until_ms < ",
-                    $now
+                    $now,
+                    " OR leader.until_ms > ",
+                    $now,
+                    " + 2 * $2
+                     RETURNING owner"
                 ))
                 .bind(owner)
                 .bind(lease.as_millis() as i64)
-                .execute(&self.write)
+                // to its end, which is when SQLite commits
+                .fetch_all(&self.write)
                 .await
-                .map(|done| done.rows_affected() == 1)
+                .map(|leader: Vec<String>| leader.iter().any(|leader| leader == owner))
             }
 
             pub(super) async fn resign(&self, owner: &str) -> sqlx::Result<()> {
@@ -262,9 +271,9 @@ macro_rules! shared_statements {
             pub(super) async fn release(&self, held: &Lease, rest: Duration) -> sqlx::Result<bool> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL,
-                         not_before_ms = ",
+                         not_before_ms = CASE $3 WHEN 0 THEN 0 ELSE ",
                     $now,
-                    " + $3
+                    " + $3 END
                      WHERE id = $1 AND attempt = $2 AND state = 'uploading'"
                 ))
                 .bind(held.upload.id.0)
@@ -298,16 +307,20 @@ macro_rules! shared_statements {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            pub(super) async fn reap(&self) -> sqlx::Result<u64> {
+            pub(super) async fn reap(&self, lease_max: Duration) -> sqlx::Result<u64> {
                 sqlx::query(concat!(
                     "UPDATE uploads SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL
-                     WHERE id IN (SELECT id FROM uploads WHERE state = 'uploading' AND lease_until_ms < ",
+                     WHERE id IN (SELECT id FROM uploads WHERE state = 'uploading' AND (lease_until_ms < ",
                     $now,
+                    " OR lease_until_ms > ",
+                    $now,
+                    " + $1) ",
                     // what is being finished in this moment is not waited for, each for the other
                     " ",
                     $skip_locked,
                     ")"
                 ))
+                .bind(lease_max.as_millis() as i64)
                 .execute(&self.write)
                 .await
                 .map(|done| done.rows_affected())

@@ -713,6 +713,26 @@ on_both_queues! {
         assert!(queue.lead("a", LEASE).await.unwrap());
     }
 
+    async fn a_lead_that_was_taken_before_the_clock_went_back_is_over_after_one_lease(queue: Queue) {
+        let lease = Duration::from_millis(500);
+        assert!(queue.lead("gone", 1000 * lease).await.unwrap());
+        assert!(!queue.lead("next", lease).await.unwrap(), "it may still be there");
+        assert!(queue.lead("gone", 1000 * lease).await.unwrap(), "and then goes on");
+        let leads = eventually("the lease to run out", async || {
+            Some(queue.lead("next", lease).await.unwrap()).filter(|leads| *leads)
+        });
+        leads.await;
+    }
+
+    async fn a_lease_that_was_given_before_the_clock_went_back_is_reaped(queue: Queue) {
+        accept(&queue, upload("cam-1", 1)).await;
+        accept(&queue, upload("cam-1", 2)).await;
+        queue.claim("drain", 1, LEASE, Pick::Oldest).await.unwrap();
+        queue.claim("drain that died", 1, 1000 * LEASE, Pick::Oldest).await.unwrap();
+        assert_eq!(queue.reap().await.unwrap(), 1);
+        assert_eq!(queue.claim("next", 2, LEASE, Pick::Oldest).await.unwrap().len(), 1);
+    }
+
     async fn what_operators_say_holds_until_it_ends_or_is_taken_back(queue: Queue) {
         assert_eq!(queue.control().await.unwrap(), Control::default());
         let hour = Duration::from_secs(3600);

@@ -224,6 +224,24 @@ async fn an_ingest_whose_postgres_is_away_from_the_start_takes_photos() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_could_not_be_brought_up_to_date_keeps_nobody_else_from_it() {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let mut operator = PgConnection::connect(&url).await.unwrap();
+    let database = url.rsplit('/').next().unwrap();
+    let mut alter = async |how: &str| {
+        let statement = sqlx::AssertSqlSafe(format!("ALTER DATABASE {database} {how}"));
+        sqlx::query(statement).execute(&mut operator).await.unwrap();
+    };
+    let [first, second] = [(); 2].map(|()| Queue::open(&QueueUrl::Postgres(url.clone())).unwrap());
+    alter("SET default_transaction_read_only = on").await;
+    first.migrate().await.unwrap_err();
+    alter("RESET default_transaction_read_only").await;
+    let migrated = timeout(Duration::from_secs(10), second.migrate()).await;
+    migrated.expect("nobody holds the migrations' lock").unwrap();
+    first.migrate().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_photo_that_the_queue_does_not_know_is_adopted_once() {
     let site = Site::start(&[]).await;
