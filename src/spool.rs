@@ -430,6 +430,19 @@ impl Spool {
         .await
     }
 
+    /// There is no photo at all in it, as where its disk is not mounted.
+    pub async fn holds_nothing(&self) -> bool {
+        let spool = self.clone();
+        let look = move || {
+            let nothing_in = |shard: u8| {
+                let folder = spool.inner.root.join(format!("{shard:02x}"));
+                fs::read_dir(folder).map_or(true, |mut photos| photos.next().is_none())
+            };
+            Ok((0..=255).all(nothing_in))
+        };
+        blocking(look).await.unwrap_or(false)
+    }
+
     /// The photo's file, to be streamed: its first `size_bytes` are the photo.
     pub async fn stream(&self, upload: Arc<Upload>) -> Result<impl tokio::io::AsyncRead + use<>> {
         let spool = self.clone();
@@ -506,7 +519,10 @@ impl Spool {
                 let path = spool.path(id);
                 match read_record(&path) {
                     Ok(upload) => uploads.push(upload),
-                    Err(Error::Unavailable(_)) if !path.exists() => drop(fs::remove_file(mark.path())),
+                    // not where nothing can be said of it
+                    Err(Error::Unavailable(_)) if matches!(path.try_exists(), Ok(false)) => {
+                        drop(fs::remove_file(mark.path()))
+                    }
                     Err(error) if spool.inner.unreadable.failed() => {
                         tracing::error!(photo = %path.display(), %error, "a journaled photo cannot be read");
                     }

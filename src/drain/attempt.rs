@@ -85,7 +85,13 @@ enum Failed {
 /// Brings the photo to the bucket, unless it is there already.
 async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<Landed, Failed> {
     let upload = &lease.upload;
-    let photo = drain.spool.read(upload.clone()).await.map_err(Failed::Spool)?;
+    let photo = match drain.spool.read(upload.clone()).await {
+        Err(Error::Missing(_)) if drain.spool.holds_nothing().await => {
+            let why = "there is no photo at all in the spool, though the queue knows some: is its disk mounted?";
+            return Err(Failed::Spool(Error::Unavailable(why.to_owned())));
+        }
+        read => read.map_err(Failed::Spool)?,
+    };
     let object = Object {
         key: &upload.object_key,
         content_type: upload.content_type,

@@ -1,5 +1,6 @@
 //! The way out: what is accepted ends in the bucket, paced; what goes wrong is charged to whom it belongs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -187,10 +188,38 @@ async fn a_photo_that_is_not_on_disk_is_set_aside_after_a_few_looks() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
     let record = site.accept("cam-1", &photo(1)).await;
+    site.accept("cam-2", &photo(2)).await;
     site.spool.remove(record.upload.clone()).await.unwrap();
     let _pouring = pour(&site, &bucket, FAST);
     let dead = in_state(&site, &record, State::Dead).await;
     assert_eq!(dead.failures, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_is_not_there_pauses_the_drain_and_charges_nobody() {
+    let site = Site::start(&[]).await;
+    let (_s3, bucket) = site.bucket().await;
+    let mut records = Vec::new();
+    for number in 0..8 {
+        records.push(site.accept("cam-1", &photo(number)).await);
+    }
+    let paths: Vec<PathBuf> = records.iter().map(|record| site.spool.path(record.upload.id)).collect();
+    let aside = tempfile::tempdir_in(site.config.data_dir.parent().unwrap()).unwrap();
+    for path in &paths {
+        std::fs::rename(path, aside.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let mut pouring = pour(&site, &bucket, FAST);
+    let paused = paused(&mut pouring).await.in_words(UnixMs::now());
+    assert!(paused.contains("is its disk mounted?"), "{paused}");
+    let attempts = async || site.records().await.iter().map(|record| record.attempt).sum::<i32>();
+    eventually("several probes", async || (attempts().await >= 12).then_some(())).await;
+    assert!(site.records().await.iter().all(|record| record.failures == 0));
+    for path in &paths {
+        std::fs::rename(aside.path().join(path.file_name().unwrap()), path).unwrap();
+    }
+    for record in &records {
+        in_state(&site, record, State::Uploaded).await;
+    }
 }
 
 #[tokio::test]
