@@ -8,11 +8,12 @@ mod orphans;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::orphans::{Adoption, adopt, take_in};
@@ -38,6 +39,8 @@ const JOURNAL_AT_ONCE: usize = 500;
 const TAKE_IN_TOGETHER: usize = 50;
 /// A photo on disk for this long without a record has nobody who is about to make one.
 const ORPHAN_AGE_MIN: Duration = Duration::from_secs(60);
+/// How often is looked for such photos, but for the second time.
+const ADOPT_EVERY: Duration = Duration::from_secs(3600);
 /// A file that has been unfinished for this long has no writer any more.
 const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
 
@@ -52,8 +55,16 @@ pub struct Keeper {
     limits: SpoolLimits,
     /// What this process's drain does; only where the drain leads is anything shed.
     drain: Option<watch::Receiver<Condition>>,
-    /// Photos from before this moment were looked at for orphans.
-    looked_until: Arc<Mutex<SystemTime>>,
+    looked: Arc<Mutex<Looked>>,
+}
+
+/// How far photos were looked at for orphans.
+#[derive(Clone, Copy)]
+struct Looked {
+    /// Those from before this moment were.
+    until: SystemTime,
+    /// When the next look is due.
+    due: Instant,
 }
 
 impl Keeper {
@@ -66,7 +77,7 @@ impl Keeper {
             when_full: config.when_full,
             limits: config.spool,
             drain: None,
-            looked_until: Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)),
+            looked: Arc::new(Mutex::new(Looked { until: SystemTime::UNIX_EPOCH, due: Instant::now() })),
         }
     }
 
@@ -88,7 +99,8 @@ impl Keeper {
             every(seconds(2), &stop, "take the journal into the queue", || self.take_in_journal()),
             every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
-            every(seconds(3600), &stop, "look for photos that the queue does not know", || self.adopt()),
+            // which is when one that failed is tried again; most do nothing
+            every(seconds(60), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
         );
     }
@@ -239,15 +251,24 @@ impl Keeper {
     /// A process that died between the disk and the queue left a photo that nobody was told of; it is sent all the same. The
     /// first look is at everything, later ones at what came since.
     async fn adopt(&self) -> Result<()> {
-        let now = SystemTime::now();
-        let since = *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let until = now - ORPHAN_AGE_MIN;
-        let Adoption { adopted, damaged, .. } = adopt(&self.spool, &self.queue, Some((since, until)), |_| {}).await?;
+        let looked = *self.looked();
+        if Instant::now() < looked.due {
+            return Ok(());
+        }
+        let until = SystemTime::now() - ORPHAN_AGE_MIN;
+        let look = adopt(&self.spool, &self.queue, Some((looked.until, until)), |_| {}).await;
+        let Adoption { adopted, damaged, .. } = look?;
         if adopted > 0 || damaged > 0 {
             tracing::warn!(adopted, damaged, "photos were on disk that the queue did not know");
         }
-        *self.looked_until.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = until;
+        // the first is too early for what was written right before the start
+        let again = if looked.until == SystemTime::UNIX_EPOCH { ORPHAN_AGE_MIN } else { ADOPT_EVERY };
+        *self.looked() = Looked { until, due: Instant::now() + again };
         Ok(())
+    }
+
+    fn looked(&self) -> MutexGuard<'_, Looked> {
+        self.looked.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     async fn tend_ballast(&self) -> Result<()> {
