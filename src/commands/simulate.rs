@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, stop_signal};
-use crate::fleet::{self, LAST_TRIES, Pattern, Plan, Tally};
+use crate::fleet::{self, Pattern, Plan, Tally};
 use crate::ledger::Ledger;
 use crate::units::{ByteSize, parse_span};
 
@@ -44,6 +44,9 @@ pub struct Args {
     /// For how long
     #[arg(long = "for", value_name = "SPAN", default_value = "60s", value_parser = parse_span)]
     duration: Duration,
+    /// How long devices that have a photo under way at the end may go on
+    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = parse_span)]
+    last_tries: Duration,
     /// Write every send and every answer here
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
@@ -61,7 +64,7 @@ pub async fn run(args: Args) -> Outcome {
         photo_bytes: args.photo_bytes.0 as usize,
         pattern: args.pattern,
         duration: args.duration,
-        last_tries: LAST_TRIES,
+        last_tries: args.last_tries,
     };
     let ledger = match &args.ledger {
         None => None,
@@ -72,7 +75,7 @@ pub async fn run(args: Args) -> Outcome {
     let tally = Arc::new(Tally::default());
     let stop = stop_signal();
     let over = CancellationToken::new();
-    let progress = tokio::spawn(show_progress(tally.clone(), args.duration, stop.clone(), over.clone()));
+    let progress = tokio::spawn(show_progress(tally.clone(), plan.clone(), stop.clone(), over.clone()));
     let ran = fleet::run(plan, ledger, tally.clone(), stop).await;
     over.cancel();
     let _ = progress.await;
@@ -105,7 +108,7 @@ pub async fn run(args: Args) -> Outcome {
 }
 
 /// A line a second on a terminal, one every ten seconds elsewhere; and the first trouble as soon as there is one.
-async fn show_progress(tally: Arc<Tally>, duration: Duration, stop: CancellationToken, over: CancellationToken) {
+async fn show_progress(tally: Arc<Tally>, plan: Plan, stop: CancellationToken, over: CancellationToken) {
     let terminal = std::io::stderr().is_terminal();
     let clear = if terminal { "\r\x1b[2K" } else { "" };
     let every = if terminal { 1 } else { 10 };
@@ -125,7 +128,10 @@ async fn show_progress(tally: Arc<Tally>, duration: Duration, stop: Cancellation
         }
         if !stop_told && stop.is_cancelled() {
             stop_told = true;
-            eprintln!("{clear}stopping: what is under way has its last tries, for {} s at most", LAST_TRIES.as_secs());
+            eprintln!(
+                "{clear}stopping: what is under way has its last tries, for {} s at most",
+                plan.last_tries.as_secs()
+            );
         }
         let Some(began) = tally.began.get() else {
             if terminal {
@@ -138,9 +144,9 @@ async fn show_progress(tally: Arc<Tally>, duration: Duration, stop: Cancellation
             continue;
         }
         shown = seconds;
-        let time = match seconds > duration.as_secs() || stop_told {
+        let time = match seconds > plan.duration.as_secs() || stop_told {
             true => format!("{seconds:>4} s, last tries"),
-            false => format!("{seconds:>4} of {} s", duration.as_secs()),
+            false => format!("{seconds:>4} of {} s", plan.duration.as_secs()),
         };
         let line = format!(
             "{time}  {} photos, {} acknowledged, {} tries repeated, {} refused",

@@ -5,6 +5,7 @@
 //! A step that is never reached is a failure too: then the walk has not looked at it.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use forebay::bucket::Bucket;
 use forebay::config::Endpoint;
 use forebay::crash_points::{Action, Armed, Point};
+use forebay::ledger::Entry;
 use futures_util::{FutureExt, StreamExt, stream};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -28,6 +30,8 @@ const AT_WORK_AT_ONCE: usize = 8;
 const WAITING_AT_ONCE: usize = 40;
 /// Longer than a commit and a claim may take, so that those that hang are given up.
 const STALL: Duration = Duration::from_millis(2500);
+/// A device that waits for longer was forgotten.
+const UNANSWERED_MAX: Duration = Duration::from_secs(40);
 /// In which the keeper looks at the journal, whenever it did before.
 const STALL_OF_LOOKS: Duration = Duration::from_secs(5);
 
@@ -73,10 +77,25 @@ async fn objects(name: &str) -> u64 {
 /// What the devices wrote of photos that were not acknowledged.
 fn unacknowledged(ledger: &str) -> String {
     let lines: Vec<Value> = ledger.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let acknowledged: Vec<&Value> =
-        lines.iter().filter(|line| !line["ack"].is_null()).map(|line| &line["upload_id"]).collect();
-    let others = lines.iter().filter(|line| !acknowledged.contains(&&line["upload_id"]));
+    let photo = |line: &Value| [line["device_id"].clone(), line["upload_id"].clone()];
+    let acknowledged: Vec<_> = lines.iter().filter(|line| !line["ack"].is_null()).map(photo).collect();
+    let others = lines.iter().filter(|line| !acknowledged.contains(&photo(line)));
     others.map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The longest that a device waited for an answer, or to hear that there will be none.
+fn longest_wait(ledger: &str) -> Duration {
+    let mut under_way = HashMap::new();
+    let mut longest = Duration::ZERO;
+    for entry in ledger.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+        match entry {
+            Entry::Sent { at, device_id, upload_id, .. } => drop(under_way.insert((device_id, upload_id), at)),
+            Entry::Answered { at, device_id, upload_id, .. } | Entry::Failed { at, device_id, upload_id, .. } => {
+                longest = longest.max(at.since(under_way[&(device_id, upload_id)]));
+            }
+        }
+    }
+    longest
 }
 
 /// The end of a program's log.
@@ -147,6 +166,8 @@ async fn everything_is_sent_once(case: Armed, postgres: bool) {
         "3s",
         "--photo-bytes",
         "4kB",
+        "--last-tries", // a start may take long on a busy machine, and devices wait for twice as long
+        "90s",
         "--ledger",
         &ledger,
     ];
@@ -196,6 +217,8 @@ async fn everything_is_sent_once(case: Armed, postgres: bool) {
         unacknowledged(&std::fs::read_to_string(&ledger).unwrap_or_default()),
         said_last(&program),
     );
+    let longest_wait = longest_wait(&std::fs::read_to_string(&ledger).unwrap());
+    assert!(longest_wait < UNANSWERED_MAX, "a device waited for {longest_wait:?}");
     drop(at_work);
     backlog_gone(&program, &data).await;
     // each photo was acknowledged, so it is in the queue or has its mark; nothing is left for a walk over the spool to find
