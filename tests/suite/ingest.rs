@@ -324,29 +324,28 @@ async fn a_multipart_body_is_given_up_when_all_but_its_photo_is_too_long_declare
 }
 
 #[tokio::test]
-async fn a_multipart_photo_of_several_pieces_is_taken_with_fields_around_it() {
+async fn a_multipart_photo_of_several_pieces_is_taken_with_long_fields_before_or_after_it() {
     let site = Site::start(&[]).await;
     let photo = Camera::new(1_000_000).unwrap().photo(1, "in many pieces");
-    for piece_bytes in [1000, 100_000, 2_000_000] {
-        let upload_id = piece_bytes.to_string();
-        let field = |name: &str, text: &str| {
-            format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
-        };
-        let head =
-            [field("device_id", "cam-1"), field("upload_id", &upload_id), field("note", &"x".repeat(50_000))].concat();
-        let body = [
-            head.as_bytes(),
-            b"--b\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\n",
-            &photo,
-            b"\r\n--b--\r\n",
-        ];
-        let pieces: Vec<_> =
-            body.concat().chunks(piece_bytes).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
-        let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
-        let request = site.client.post(&site.url).header("content-type", "multipart/form-data; boundary=b").body(body);
-        let answer = Answer::of(request.send().await.unwrap()).await;
-        assert_eq!(answer.status, 201, "{answer:?}");
-        assert_eq!(answer.body["sha256"], Sha256::of(&photo).to_string());
+    let part = |name: &str, bytes: &[u8]| {
+        let head = format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+        [head.as_bytes(), bytes, b"\r\n"].concat()
+    };
+    let (image, note) = (part("image", &photo), part("note", &[b'x'; 60_000]));
+    for (number, piece_bytes) in [1000, 10_000, 100_000, 2_000_000].into_iter().enumerate() {
+        for (place, parts) in [[&note, &image], [&image, &note]].into_iter().enumerate() {
+            let upload_id = format!("{number}-{place}");
+            let head = [part("device_id", b"cam-1"), part("upload_id", upload_id.as_bytes())].concat();
+            let body = [&head, parts[0], parts[1], b"--b--\r\n".as_slice()].concat();
+            let pieces: Vec<_> =
+                body.chunks(piece_bytes).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+            let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+            let request =
+                site.client.post(&site.url).header("content-type", "multipart/form-data; boundary=b").body(body);
+            let answer = Answer::of(request.send().await.unwrap()).await;
+            assert_eq!(answer.status, 201, "{answer:?}");
+            assert_eq!(answer.body["sha256"], Sha256::of(&photo).to_string());
+        }
     }
 }
 

@@ -18,19 +18,20 @@ use crate::http::problem::{Kind, Problem};
 /// Reads all parts.
 pub async fn read(boundary: &str, incoming: &mut Incoming, mut photo: Photo) -> Result<(Fields, Photo), Problem> {
     let photo_bytes = AtomicUsize::new(0);
-    let pieces = stream::unfold((incoming, 0), async |(incoming, body_bytes)| {
+    let pieces = stream::unfold((incoming, 0_usize, 0), async |(incoming, body_bytes, newest_bytes)| {
         if body_bytes > 0 {
             let_the_parser_look().await;
         }
-        // it lets go of a photo at once, and holds all else until it makes sense
-        if body_bytes - photo_bytes.load(Ordering::Relaxed) > REST_BYTES_MAX {
+        // it lets go of a photo as it comes, and holds what makes no sense yet; of the newest piece it may not have seen all
+        let rest_bytes = (body_bytes - newest_bytes).saturating_sub(photo_bytes.load(Ordering::Relaxed));
+        if rest_bytes > REST_BYTES_MAX {
             let detail =
                 format!("all but the photo is longer than {REST_BYTES_MAX} bytes; is the boundary the declared one?");
-            return Some((Err(Problem::new(Kind::TooLarge, detail)), (incoming, body_bytes)));
+            return Some((Err(Problem::new(Kind::TooLarge, detail)), (incoming, body_bytes, newest_bytes)));
         }
         let piece = incoming.next().await.transpose()?;
         let piece_bytes = piece.as_ref().map_or(0, Bytes::len);
-        Some((piece, (incoming, body_bytes + piece_bytes)))
+        Some((piece, (incoming, body_bytes + piece_bytes, piece_bytes)))
     });
     let mut parts = Multipart::new(pieces, boundary);
     let mut fields = Fields::default();
