@@ -26,7 +26,7 @@ mod unfinished;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -260,7 +260,15 @@ impl Spool {
 
     fn sync_folder(&self, upload: &Upload) -> Result<()> {
         crash_points::pass_blocking(Point::SpoolSyncFolder).map_err(|e| self.sync_error(upload, e))?;
-        sync_names(&self.inner.folders[shard(upload.id)]).map_err(|e| self.sync_error(upload, e))
+        let shard = shard(upload.id);
+        let folder = &self.inner.folders[usize::from(shard)];
+        if !is_at(folder, &self.folder(shard)).map_err(|e| self.sync_error(upload, e))? {
+            let root = self.inner.root.display();
+            return Err(self.distrust(format!(
+                "{root} is not what it was at the start, as if a disk was mounted there since; restart"
+            )));
+        }
+        sync_names(folder).map_err(|e| self.sync_error(upload, e))
     }
 
     fn write_error(&self, doing: &str, upload: &Upload, error: io::Error) -> Error {
@@ -293,12 +301,16 @@ impl Spool {
     }
 
     fn disk_error(&self, doing: &str, upload: &Upload, error: io::Error) -> Error {
-        let reason = format!(
-            "the disk failed to {doing} the photo of upload {}: {error}; check the disk, then restart",
-            upload.id
-        );
+        let id = upload.id;
+        self.distrust(format!(
+            "the disk failed to {doing} the photo of upload {id}: {error}; check the disk, then restart"
+        ))
+    }
+
+    /// Takes no more photos, for this reason.
+    fn distrust(&self, reason: String) -> Error {
         if self.inner.fault.set(reason.clone()).is_ok() {
-            tracing::error!(upload = %upload.id, doing, %error, "the disk failed; nothing more is accepted until a restart");
+            tracing::error!(reason, "nothing more is accepted until a restart");
         }
         Error::Unavailable(reason)
     }
@@ -363,7 +375,7 @@ impl Spool {
     }
 
     fn stat(&self) -> Result<StatVfs> {
-        rustix::fs::fstatvfs(&self.inner.folders[0]).map_err(|e| {
+        rustix::fs::statvfs(&self.inner.root).map_err(|e| {
             Error::unavailable(format_args!("cannot ask for the room on {}", self.inner.root.display()), e)
         })
     }
@@ -430,13 +442,12 @@ impl Spool {
         .await
     }
 
-    /// There is no photo at all in it, as where its disk is not mounted.
+    /// There is no photo at all in it, as where its disk is not mounted. What cannot be listed holds none that can be read.
     pub async fn holds_nothing(&self) -> bool {
         let spool = self.clone();
         let look = move || {
             let nothing_in = |shard: u8| {
-                let folder = spool.inner.root.join(format!("{shard:02x}"));
-                fs::read_dir(folder).map_or(true, |mut photos| photos.next().is_none())
+                fs::read_dir(spool.folder(shard)).map_or(true, |mut photos| photos.next().is_none_or(|p| p.is_err()))
             };
             Ok((0..=255).all(nothing_in))
         };
@@ -576,7 +587,7 @@ impl Spool {
     pub fn walk_while(&self, mut found: impl FnMut(&Path, &dyn Fn() -> Result<Upload>) -> bool) -> Result<()> {
         let failed = |error| Error::unavailable("cannot walk the spool", error);
         for shard in 0..=255u8 {
-            for entry in fs::read_dir(self.inner.root.join(format!("{shard:02x}"))).map_err(failed)? {
+            for entry in fs::read_dir(self.folder(shard)).map_err(failed)? {
                 let path = entry.map_err(failed)?.path();
                 if !found(&path, &|| read_record(&path)) {
                     return Ok(());
@@ -595,7 +606,11 @@ impl Spool {
 
     /// Where the photo of an upload is. Its name is the id alone, so that two photos under one id meet, whatever they are.
     pub fn path(&self, id: UploadId) -> PathBuf {
-        self.inner.root.join(format!("{:02x}", shard(id))).join(id.to_string())
+        self.folder(shard(id)).join(id.to_string())
+    }
+
+    fn folder(&self, shard: u8) -> PathBuf {
+        self.inner.root.join(format!("{shard:02x}"))
     }
 }
 
@@ -607,13 +622,19 @@ fn not_opened(upload: &Upload, error: io::Error) -> Error {
 }
 
 /// The last byte is random in both kinds of id.
-fn shard(id: UploadId) -> usize {
-    usize::from(id.0.as_bytes()[15])
+fn shard(id: UploadId) -> u8 {
+    id.0.as_bytes()[15]
 }
 
 /// Opens what is a folder, and nothing else.
 fn open_folder(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)
+}
+
+/// What is open is what has this name now.
+fn is_at(folder: &File, path: &Path) -> io::Result<bool> {
+    let (open, named) = (folder.metadata()?, fs::metadata(path)?);
+    Ok((open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
 /// Makes the names in `folder` durable.

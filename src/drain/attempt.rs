@@ -86,8 +86,8 @@ enum Failed {
 async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<Landed, Failed> {
     let upload = &lease.upload;
     let photo = match drain.spool.read(upload.clone()).await {
-        Err(Error::Missing(_)) if drain.spool.holds_nothing().await => {
-            let why = "there is no photo at all in the spool, though the queue knows some: is its disk mounted?";
+        Err(Error::Missing(_)) if is_without_its_spool(drain).await => {
+            let why = "no photo at all is in the spool, though the queue knows several: is its disk mounted?";
             return Err(Failed::Spool(Error::Unavailable(why.to_owned())));
         }
         read => read.map_err(Failed::Spool)?,
@@ -117,6 +117,11 @@ async fn send(drain: &Drain, lease: &Lease, turn: &Turn) -> std::result::Result<
         Held::No => Err(environment("the store answered success, but the object is not there")),
         Held::NotSaid => Err(environment("the store confirms no digest, and HEAD is forbidden: allow s3:GetObject")),
     }
+}
+
+/// All photos are missing, which is no fault of theirs. Of a single one that cannot be told.
+async fn is_without_its_spool(drain: &Drain) -> bool {
+    drain.spool.holds_nothing().await && drain.queue.books().await.is_ok_and(|books| books.on_disk.uploads > 1)
 }
 
 fn environment(why: &str) -> Failed {

@@ -39,8 +39,10 @@ const JOURNAL_AT_ONCE: usize = 500;
 const TAKE_IN_TOGETHER: usize = 50;
 /// A photo on disk for this long without a record has nobody who is about to make one.
 const ORPHAN_AGE_MIN: Duration = Duration::from_secs(60);
-/// How often is looked for such photos, but for the second time.
+/// How often such photos are looked for, after the second look.
 const ADOPT_EVERY: Duration = Duration::from_secs(3600);
+/// When a look that failed is tried again; it doubles with each, up to [`ADOPT_EVERY`].
+const ADOPT_AGAIN: Duration = Duration::from_secs(60);
 /// A file that has been unfinished for this long has no writer any more.
 const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
 
@@ -65,6 +67,8 @@ struct Looked {
     until: SystemTime,
     /// When the next look is due.
     due: Instant,
+    /// How many have failed since the last that did not.
+    failures: u32,
 }
 
 impl Keeper {
@@ -77,7 +81,7 @@ impl Keeper {
             when_full: config.when_full,
             limits: config.spool,
             drain: None,
-            looked: Arc::new(Mutex::new(Looked { until: SystemTime::UNIX_EPOCH, due: Instant::now() })),
+            looked: Arc::new(Mutex::new(Looked { until: SystemTime::UNIX_EPOCH, due: Instant::now(), failures: 0 })),
         }
     }
 
@@ -99,8 +103,8 @@ impl Keeper {
             every(seconds(2), &stop, "take the journal into the queue", || self.take_in_journal()),
             every(seconds(1), &stop, "tend the ballast", || self.tend_ballast()),
             every(seconds(60), &stop, "purge old records", || self.purge()),
-            // which is when one that failed is tried again; most do nothing
-            every(seconds(60), &stop, "look for photos that the queue does not know", || self.adopt()),
+            // most ticks find that no look is due
+            every(seconds(10), &stop, "look for photos that the queue does not know", || self.adopt()),
             every(seconds(600), &stop, "sweep unfinished files", || self.sweep()),
         );
     }
@@ -176,6 +180,10 @@ impl Keeper {
         let capacity = space.total_bytes.saturating_sub(space.reserve_bytes);
         let capacity = self.limits.max.map_or(capacity, |max| max.0.min(capacity));
         let mut left = Marks::of(capacity).to_shed(room);
+        // photos that are not there, as their disk is not mounted, make no room
+        if left > 0 && self.spool.holds_nothing().await {
+            return Ok(());
+        }
         // what is in the bucket is given up before what is nowhere else, whatever its retention, and though it were to go in a moment
         while left > 0 {
             let retained = self.queue.removable(Duration::ZERO, REMOVE_AT_ONCE).await?;
@@ -251,19 +259,25 @@ impl Keeper {
     /// A process that died between the disk and the queue left a photo that nobody was told of; it is sent all the same. The
     /// first look is at everything, later ones at what came since.
     async fn adopt(&self) -> Result<()> {
-        let looked = *self.looked();
-        if Instant::now() < looked.due {
+        let (now, looked) = (Instant::now(), *self.looked());
+        if now < looked.due {
             return Ok(());
         }
         let until = SystemTime::now() - ORPHAN_AGE_MIN;
         let look = adopt(&self.spool, &self.queue, Some((looked.until, until)), |_| {}).await;
+        *self.looked() = match &look {
+            // the first is too early for what was written right before the start
+            Ok(_) if looked.until == SystemTime::UNIX_EPOCH => Looked { until, due: now + ORPHAN_AGE_MIN, failures: 0 },
+            Ok(_) => Looked { until, due: now + ADOPT_EVERY, failures: 0 },
+            Err(_) => {
+                let again = ADOPT_AGAIN.saturating_mul(1 << looked.failures.min(10)).min(ADOPT_EVERY);
+                Looked { due: now + again, failures: looked.failures + 1, ..looked }
+            }
+        };
         let Adoption { adopted, damaged, .. } = look?;
         if adopted > 0 || damaged > 0 {
             tracing::warn!(adopted, damaged, "photos were on disk that the queue did not know");
         }
-        // the first is too early for what was written right before the start
-        let again = if looked.until == SystemTime::UNIX_EPOCH { ORPHAN_AGE_MIN } else { ADOPT_EVERY };
-        *self.looked() = Looked { until, due: Instant::now() + again };
         Ok(())
     }
 

@@ -188,7 +188,6 @@ async fn a_photo_that_is_not_on_disk_is_set_aside_after_a_few_looks() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
     let record = site.accept("cam-1", &photo(1)).await;
-    site.accept("cam-2", &photo(2)).await;
     site.spool.remove(record.upload.clone()).await.unwrap();
     let _pouring = pour(&site, &bucket, FAST);
     let dead = in_state(&site, &record, State::Dead).await;

@@ -1,9 +1,11 @@
 //! When the disk is full: devices are refused, or queued photos are given up by the policy that is set, each with a tombstone.
 
 use std::path::Path;
+use std::time::Duration;
 
 use forebay::bucket::Bucket;
 use forebay::embedded_s3::EmbeddedS3;
+use forebay::units::UnixMs;
 use serde_json::Value;
 
 use crate::support::agreement::{backlog_gone, disk_empty, everything_agrees, status};
@@ -33,6 +35,11 @@ async fn more_than_fits(program: &Program, folder: &Path) -> Fleet {
     };
     fleet.send().await;
     fleet
+}
+
+/// When a status was taken.
+fn at(status: &Value) -> UnixMs {
+    serde_json::from_value(status["at"].clone()).unwrap()
 }
 
 fn uploads(status: &Value, state: &str) -> i64 {
@@ -106,6 +113,47 @@ async fn what_is_in_the_bucket_already_gives_way_before_anything_is_shed() {
     })
     .await;
     assert_eq!(uploads(&shown, "shed"), 0, "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_shed_while_the_photos_disk_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let s3 = EmbeddedS3::start(&folder.path().join("s3")).await.unwrap();
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
+    let settings = set(&s3_settings(s3.endpoint(), "photos"), &[("AWS_ENDPOINT_URL_S3", &nowhere)]);
+    let program = Program::start("serve", &settings, &data).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for number in 0..50 {
+        let body = json_upload("cam-1", None, &photo(number)).to_string();
+        let request = client.post(&program.url).header("content-type", "application/json").body(body);
+        assert_eq!(request.send().await.unwrap().status(), 201);
+    }
+    assert!(program.terminate().await);
+
+    let (spool, elsewhere) = (data.join("spool"), data.join("elsewhere"));
+    std::fs::rename(&spool, &elsewhere).unwrap();
+    let no_room = set(&settings, &[("FOREBAY_SPOOL_MAX", "200kB"), ("FOREBAY_SPOOL_FULL", "shed-oldest")]);
+    let program = Program::start("serve", &no_room, &data).await;
+    let first = eventually("the drain to say what is wrong", async || {
+        let status = status(&program).await;
+        let reason = status["drain"]["condition"]["reason"].as_str().unwrap_or("");
+        reason.contains("is its disk mounted?").then_some(status)
+    })
+    .await;
+    let looked = eventually("the keeper to have looked at the room, each second", async || {
+        let status = status(&program).await;
+        (at(&status).since(at(&first)) > Duration::from_secs(5)).then_some(status)
+    })
+    .await;
+    assert_eq!((uploads(&looked, "queued") + uploads(&looked, "uploading"), uploads(&looked, "shed")), (50, 0));
+    assert!(program.terminate().await);
+
+    std::fs::remove_dir_all(&spool).unwrap();
+    std::fs::rename(&elsewhere, &spool).unwrap();
+    let program = Program::start("serve", &no_room, &data).await;
+    eventually("what makes room to be shed", async || (uploads(&status(&program).await, "shed") > 0).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

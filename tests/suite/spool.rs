@@ -43,6 +43,21 @@ fn a_spool_with_a_file_in_the_place_of_a_folder_is_not_opened() {
 }
 
 #[tokio::test]
+async fn a_spool_over_which_another_was_mounted_takes_no_more_photos() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, photo) = (open(&folder), photo(1));
+    spool.store(upload_of(&photo, "before"), photo.clone()).await.unwrap();
+    std::fs::rename(folder.path().join("spool"), folder.path().join("under the mount")).unwrap();
+    let mounted = open(&folder);
+    for upload_id in ["after", "once more"] {
+        let refused = spool.store(upload_of(&photo, upload_id), photo.clone()).await.unwrap_err();
+        assert!(matches!(&refused, Error::Unavailable(why) if why.contains("restart")), "{refused:?}");
+    }
+    assert!(spool.check_fault().is_err());
+    assert_eq!(mounted.store(upload_of(&photo, "restarted"), photo).await.unwrap(), Stored::New);
+}
+
+#[tokio::test]
 async fn a_stored_photo_is_read_back_with_its_record() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, photo) = (open(&folder), photo(1));
