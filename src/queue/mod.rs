@@ -45,7 +45,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// No lease is given for so long: one that ends later than so much from now was given before the clock went back, and waiting
 /// for its end could take years.
-const LEASE_MAX: Duration = Duration::from_secs(3600);
+const LEASE_MAX: Duration = Duration::from_secs(900);
 
 /// The most uploads of one line that are looked at to thin it.
 const THINNED_MAX: u32 = 50_000;

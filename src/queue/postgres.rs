@@ -71,6 +71,7 @@ impl Postgres {
         // where a step fails, the migrator keeps its lock for as long as the connection is there, and others wait for it
         let mut connection = self.write.pool().acquire().await?;
         connection.close_on_drop();
+        // what `run` does with a connection that it acquires; of a borrowed one the compiler takes no `Acquire` in a task
         migrator.run_direct(None, &mut *connection, false).await?;
         Ok(migrator.iter().map(|m| m.version).max().unwrap_or(0))
     }
