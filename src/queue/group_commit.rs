@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sqlx::error::ErrorKind;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -130,11 +131,14 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
                 }
                 _ => {}
             }
-            for Waiting { upload, answer } in batch.drain(..) {
+            let answers = batch.drain(..).map(|Waiting { upload, answer }| {
                 // of the same upload twice in one batch, one is new
                 let new = inserted.as_mut().map(|ids| ids.remove(&upload.id)).map_err(|e| e.clone().into_error());
-                let _ = answer.send(accepted(&backend, upload, new).await);
-            }
+                let accepted = accepted(&backend, upload, new);
+                async { drop(answer.send(accepted.await)) }
+            });
+            // together: who is new hears of it at once, and who is not does not wait for the others' records
+            join_all(answers.collect::<Vec<_>>()).await;
             arrivals.notify_one();
         }
     });
