@@ -5,6 +5,7 @@
 //! photo and its record would survive a power cut.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{Instrument, Span};
 
@@ -21,6 +22,9 @@ use crate::upload::{
     DeviceId, FILENAME_BYTES_MAX, ImageType, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Priority, Sha256, State,
     UPLOAD_ID_BYTES_MAX, Upload, UploadId,
 };
+
+/// The longest that the queue is waited for to take back that an upload is dead.
+const REVIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Accepts one photo. The work goes on when the returned future is dropped.
 pub async fn accept(ingest: &Ingest, fields: Fields, photo: Photo) -> Result<Accepted, Problem> {
@@ -145,8 +149,12 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Unfinished) -> Res
     }
     same_bytes(&upload, &accepted.record.upload)?;
     if accepted.record.state == State::Dead {
-        // a yes means that it will be in the bucket; its photo is on disk, and sound, whatever it died of
-        ingest.queue.revive(&upload).await.map_err(not_durable)?;
+        // a yes means that it will be in the bucket; its photo is on disk, and sound, whatever it died of. A queue that has gone
+        // away since it answered hears of it from the journal
+        let revived = tokio::time::timeout(REVIVE_TIMEOUT, ingest.queue.revive(&upload)).await;
+        if !matches!(revived, Ok(Ok(_))) {
+            ingest.spool.journal(upload.clone()).await.map_err(not_durable)?;
+        }
         accepted.record.state = State::Queued;
     }
     let told = crash_points::pass(Point::IngestAnswer).await;
