@@ -154,6 +154,8 @@ async fn persist(ingest: &Ingest, upload: Arc<Upload>, photo: Unfinished) -> Res
         let revived = tokio::time::timeout(REVIVE_TIMEOUT, ingest.queue.revive(&upload)).await;
         if !matches!(revived, Ok(Ok(_))) {
             ingest.spool.journal(upload.clone()).await.map_err(not_durable)?;
+            tracing::debug!("that it is queued again waits in the journal");
+            telemetry::metrics().journaled();
         }
         accepted.record.state = State::Queued;
     }

@@ -138,8 +138,9 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
                 async { drop(answer.send(accepted.await)) }
             });
             // together: who is new hears of it at once, and who is not does not wait for the others' records
-            join_all(answers.collect::<Vec<_>>()).await;
+            let answers: Vec<_> = answers.collect();
             arrivals.notify_one();
+            join_all(answers).await;
         }
     });
     Accepting { waiting, away }
