@@ -262,8 +262,9 @@ impl Spool {
         crash_points::pass_blocking(Point::SpoolSyncFolder).map_err(|e| self.sync_error(upload, e))?;
         let shard = shard(upload.id);
         let folder = &self.inner.folders[usize::from(shard)];
-        let found = |e| self.disk_error("find the folder of", upload, e);
-        if !is_at(folder, &self.folder(shard)).map_err(found)? && !holds_name(folder, upload.id).map_err(found)? {
+        // by its number and not by the name that was given: one that is under a mount may have that name from before
+        let found = is_at(folder, &self.folder(shard)).map_err(|e| self.disk_error("find the folder of", upload, e))?;
+        if !found {
             let root = self.inner.root.display();
             return Err(self.distrust(format!(
                 "{root} is not what it was at the start, as if a disk was mounted there since; restart"
@@ -636,15 +637,6 @@ fn open_folder(path: &Path) -> io::Result<File> {
 fn is_at(folder: &File, path: &Path) -> io::Result<bool> {
     let (open, named) = (folder.metadata()?, fs::metadata(path)?);
     Ok((open.dev(), open.ino()) == (named.dev(), named.ino()))
-}
-
-/// The folder has a photo of this id; where inodes have numbers that change, it may be the named one all the same.
-fn holds_name(folder: &File, id: UploadId) -> io::Result<bool> {
-    match rustix::fs::statat(folder, id.to_string(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(_) => Ok(true),
-        Err(rustix::io::Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Makes the names in `folder` durable.
