@@ -314,9 +314,8 @@ macro_rules! shared_statements {
                     $now,
                     " OR lease_until_ms > ",
                     $now,
-                    " + $1) ",
                     // what is being finished in this moment is not waited for, each for the other
-                    " ",
+                    " + $1) ",
                     $skip_locked,
                     ")"
                 ))

@@ -39,10 +39,7 @@ async fn an_accepted_photo_ends_as_one_object_with_its_bytes() {
 async fn what_leaves_is_paid_for_and_never_above_the_allowance() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
-    let mut records = Vec::new();
-    for n in 0..30 {
-        records.push(site.accept("cam-1", &photo(n)).await);
-    }
+    let records = site.accept_photos(30).await;
     let allowance = 300_000;
     let began = Instant::now();
     let pouring = pour(&site, &bucket, Rate(allowance));
@@ -198,10 +195,7 @@ async fn a_photo_that_is_not_on_disk_is_set_aside_after_a_few_looks() {
 async fn a_spool_that_is_not_there_pauses_the_drain_and_charges_nobody() {
     let site = Site::start(&[]).await;
     let (_s3, bucket) = site.bucket().await;
-    let mut records = Vec::new();
-    for number in 0..8 {
-        records.push(site.accept("cam-1", &photo(number)).await);
-    }
+    let records = site.accept_photos(8).await;
     let paths: Vec<PathBuf> = records.iter().map(|record| site.spool.path(record.upload.id)).collect();
     let aside = tempfile::tempdir_in(site.config.data_dir.parent().unwrap()).unwrap();
     for path in &paths {

@@ -25,14 +25,6 @@ async fn faulty_bucket() -> (Bucket, FaultyS3, Bucket) {
     (direct, proxy, faulty)
 }
 
-async fn accept_photos(site: &Site, count: usize) -> Vec<Record> {
-    let mut records = Vec::new();
-    for number in 0..count {
-        records.push(site.accept("cam-1", &photo(number)).await);
-    }
-    records
-}
-
 /// Every object is there once, with the bytes that were accepted.
 async fn all_are_right(bucket: &Bucket, records: &[Record]) {
     let mut objects = 0;
@@ -48,7 +40,7 @@ async fn all_are_right(bucket: &Bucket, records: &[Record]) {
 async fn nobody_is_charged_while_every_request_meets(fault: Fault) {
     let site = Site::start(&[]).await;
     let (direct, proxy, bucket) = faulty_bucket().await;
-    let records = accept_photos(&site, 12).await;
+    let records = site.accept_photos(12).await;
     proxy.set(Mood::Always(fault));
     let mut pouring = pour(&site, &bucket, FAST);
     paused(&mut pouring).await;
@@ -103,7 +95,7 @@ async fn only_the_upload_itself_is_charged_for(fault: Fault) {
     let site = Site::start(&[("s3-key", "{device}/{id}")]).await;
     let (direct, proxy, bucket) = faulty_bucket().await;
     let wrong = site.accept("wrong", &photo(0)).await;
-    let sound = accept_photos(&site, 4).await;
+    let sound = site.accept_photos(4).await;
     proxy.set(Mood::ForKeysWith("/wrong/", fault));
     let pouring = pour(&site, &bucket, FAST);
     let dead = in_state(&site, &wrong, State::Dead).await;
@@ -137,7 +129,7 @@ async fn a_photo_whose_etag_is_wrong_is_charged() {
 async fn an_answer_that_was_lost_sends_no_photo_twice() {
     let site = Site::start(&[]).await;
     let (direct, proxy, bucket) = faulty_bucket().await;
-    let records = accept_photos(&site, 1).await;
+    let records = site.accept_photos(1).await;
     proxy.set(Mood::Always(Fault::AnswerLost));
     let mut pouring = pour(&site, &bucket, FAST);
     paused(&mut pouring).await;
@@ -153,7 +145,7 @@ async fn an_answer_that_was_lost_sends_no_photo_twice() {
 async fn the_allowance_flows_again_after(fault: Fault) {
     let site = Site::start(&[]).await;
     let (_direct, proxy, bucket) = faulty_bucket().await;
-    accept_photos(&site, 150).await;
+    site.accept_photos(150).await;
     let allowance = 200_000;
     let mut pouring = pour(&site, &bucket, Rate(allowance));
     eventually("photos to flow", async || (proxy.body_bytes() > 100_000).then_some(())).await;
@@ -194,7 +186,7 @@ async fn the_allowance_flows_again_soon_after_s3_was_unreachable() {
 async fn single_faults_among_many_uploads_do_not_stop_the_drain() {
     let site = Site::start(&[]).await;
     let (direct, proxy, bucket) = faulty_bucket().await;
-    let records = accept_photos(&site, 60).await;
+    let records = site.accept_photos(60).await;
     let mut faults = Fault::OF_THE_ENVIRONMENT.to_vec();
     faults.extend(Fault::OF_THE_DATA);
     proxy.set(Mood::Share(0.3, faults));
@@ -239,7 +231,7 @@ async fn uploads_that_never_pass_do_not_keep_an_outage_from_ending() {
     for number in 0..3 {
         site.accept("wrong", &photo(number)).await; // the oldest, so the first to be claimed
     }
-    let sound = accept_photos(&site, 5).await;
+    let sound = site.accept_photos(5).await;
     proxy.set(Mood::Always(Fault::Unreachable));
     let mut pouring = pour(&site, &bucket, FAST);
     paused(&mut pouring).await;
@@ -253,7 +245,7 @@ async fn uploads_that_never_pass_do_not_keep_an_outage_from_ending() {
 async fn when_every_photo_is_changed_on_its_way_it_is_not_the_photos() {
     let site = Site::start(&[]).await;
     let (direct, proxy, bucket) = faulty_bucket().await;
-    let records = accept_photos(&site, 12).await;
+    let records = site.accept_photos(12).await;
     proxy.set(Mood::Always(Fault::BodyCorrupted));
     let mut pouring = pour_resting(&site, &bucket, FAST, Duration::from_secs(2));
     assert!(paused(&mut pouring).await.in_words(UnixMs::now()).contains("every upload is refused"));

@@ -56,6 +56,15 @@ impl Site {
         self.queue.get(id).await.unwrap().unwrap()
     }
 
+    /// Accepts so many photos of one device, and gives their records.
+    pub async fn accept_photos(&self, count: usize) -> Vec<Record> {
+        let mut records = Vec::new();
+        for number in 0..count {
+            records.push(self.accept("cam-1", &super::photo(number)).await);
+        }
+        records
+    }
+
     /// Every record, newest first.
     pub async fn records(&self) -> Vec<Record> {
         self.queue.list(&Filter::default(), Cursor::START, 500).await.unwrap()
