@@ -191,6 +191,7 @@ async fn what_a_site_costs(plan: &Plan, store: &weed::Server, leftovers: &mut Le
         leftovers.keep(folder);
         settle().await;
     }
+    leftovers.keep_cluster(cluster);
     let what = "Processor time of ingest and drain at the site's rate: 33.3 photos/s in, 5 MB/s out";
     report.add(of_forebay(what, "% of a core", used, Target::AtMost(5.0)));
     report.add(Measured {

@@ -51,6 +51,7 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, re
             settle().await;
         }
     }
+    leftovers.keep_cluster(cluster);
     for (times, ours, target) in [(1.0, ours, 3.0), (10.0, ours_at_ten, 6.0)] {
         let rate = SITE_PER_SECOND * times;
         for (which, ours, bare, targets) in

@@ -1,4 +1,4 @@
-//! What rounds that are over have stored: emptied at once, removed when all is measured.
+//! What is left of rounds that are over: photos are emptied at once, and files removed when all is measured.
 //!
 //! ext4 without a journal gives no inode out again for some minutes after its file was deleted, and whoever makes a file there
 //! passes over all of those, one by one. If a round's files were deleted, the next contestant would pay for it.
@@ -8,15 +8,26 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use crate::support::postgres::Cluster;
+
 /// The folders of rounds that are over.
 #[derive(Default)]
-pub struct Leftovers(Vec<TempDir>);
+pub struct Leftovers {
+    folders: Vec<TempDir>,
+    clusters: Vec<Cluster>,
+}
 
 impl Leftovers {
     /// Takes the bytes of all its files back, and keeps their inodes.
     pub fn keep(&mut self, folder: TempDir) {
         empty(folder.path());
-        self.0.push(folder);
+        self.folders.push(folder);
+    }
+
+    /// Stops it, and keeps its files: each of its databases has some three hundred.
+    pub fn keep_cluster(&mut self, cluster: Cluster) {
+        cluster.stop();
+        self.clusters.push(cluster);
     }
 }
 

@@ -128,6 +128,21 @@ fn room_for(plan: &Plan) -> std::io::Result<()> {
     }
 }
 
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Ours,
+    Theirs,
+}
+
+/// Both, and in every other round the other one begins: what the first leaves in memory and on the disk, the second finds.
+fn turns(round: u32) -> [Turn; 2] {
+    match round % 2 {
+        0 => [Turn::Theirs, Turn::Ours],
+        _ => [Turn::Ours, Turn::Theirs],
+    }
+}
+
 /// Processor time for one of `uploads`, in milliseconds.
 fn cpu_per(cpu: Duration, uploads: u64) -> f64 {
     cpu.as_secs_f64() * 1000.0 / uploads.max(1) as f64
@@ -182,7 +197,7 @@ async fn measure(plan: &Plan) -> std::io::Result<()> {
             What::All | What::Training => {}
             What::Throughput => throughput::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Footprint => footprint::run_all(plan, &bodies, &mut leftovers, &mut report).await,
-            What::Drain => drain::run_all(plan, &mut report).await,
+            What::Drain => drain::run_all(plan, &bodies, &mut report).await,
             What::Latency => latency::run_all(plan, &bodies, &mut leftovers, &mut report).await,
             What::Backlog => backlog::run_all(plan, &mut report).await,
         }

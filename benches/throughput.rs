@@ -5,17 +5,20 @@
 //! default), it goes on at the pace at which that is written to the disk. So a load that goes on is measured beside what comes at
 //! first: a site's does not end either.
 
+use std::path::PathBuf;
+
 use tempfile::TempDir;
 
 use crate::leftovers::Leftovers;
 use crate::load::{self, Bodies, Load, PHOTO_BYTES, Seen};
+use crate::machine::cpu;
 use crate::peers::{Flask, Nginx};
 use crate::report::{Contestant, Measured, Report, Target};
 use crate::support::nginx;
 use crate::support::postgres::Cluster;
 use crate::support::program::{Program, s3_settings};
 use crate::support::weed;
-use crate::{Plan, cpu_per, settle};
+use crate::{Plan, Turn, cpu_per, settle, turns};
 
 const CONNECTIONS: u32 = 32;
 
@@ -56,7 +59,7 @@ impl Site {
         site
     }
 
-    fn folder(&self) -> std::path::PathBuf {
+    fn folder(&self) -> PathBuf {
         self.data.path().join("data")
     }
 
@@ -88,39 +91,66 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, leftovers: &mut Leftovers, re
     let rig = Rig { plan, bodies, cluster: &cluster, store: &store };
     one(&rig, leftovers, report).await;
     replicas(&rig, leftovers, report).await;
+    leftovers.keep_cluster(cluster);
+}
+
+/// What one contestant did, a figure for each round.
+#[derive(Default)]
+struct Rounds {
+    first: Vec<f64>,
+    on: Vec<f64>,
+    cost_ms: Vec<f64>,
+    p99_ms: Vec<f64>,
+}
+
+impl Rounds {
+    /// Loads the process `pid` at once and on; what was seen.
+    async fn load(
+        &mut self,
+        plan: &Plan,
+        method: &str,
+        url: &str,
+        kind: &str,
+        files: &[PathBuf],
+        pid: u32,
+    ) -> [Seen; 2] {
+        let before = cpu(pid);
+        let first = load::send(method, url, kind, files, at_full_speed(plan)).await;
+        self.cost_ms.push(cpu_per(cpu(pid) - before, first.uploads()));
+        let on = load::send(method, url, kind, files, that_goes_on(plan)).await;
+        assert!(first.refused + first.broken + on.refused + on.broken == 0, "{first:?}, {on:?}");
+        self.first.push(first.per_second());
+        self.on.push(on.per_second());
+        self.p99_ms.push(first.p99 as f64 / 1000.0);
+        [first, on]
+    }
 }
 
 async fn one(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report) {
     let Rig { plan, bodies, cluster, store } = *rig;
-    let (mut ours, mut theirs, mut ours_on, mut theirs_on) = (vec![], vec![], vec![], vec![]);
-    let (mut cost, mut their_cost, mut p99) = (vec![], vec![], vec![]);
+    let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
     for round in 0..plan.rounds {
-        plan.tell(round, "nginx stores raw photos");
-        let nginx = Nginx::storing().await;
-        let before = crate::machine::cpu(nginx.pid());
-        let seen = load::send("PUT", &nginx.url, "image/jpeg", &bodies.raw, at_full_speed(plan)).await;
-        their_cost.push(cpu_per(crate::machine::cpu(nginx.pid()) - before, seen.uploads()));
-        let on = load::send("PUT", &nginx.url, "image/jpeg", &bodies.raw, that_goes_on(plan)).await;
-        assert!(seen.refused + seen.broken + on.refused + on.broken == 0, "{seen:?}, {on:?}");
-        assert!(nginx.stored() >= seen.uploads() + on.uploads(), "{} are stored, {seen:?}, {on:?}", nginx.stored());
-        theirs.push(seen.per_second());
-        theirs_on.push(on.per_second());
-        leftovers.keep(nginx.end());
-        settle().await;
-
-        plan.tell(round, "forebay takes base64 in JSON");
-        let site = Site::start(1, cluster, store).await;
-        let (url, pid) = (format!("{}/", site.replicas[0].url), site.replicas[0].pid());
-        let before = crate::machine::cpu(pid);
-        let seen = load::send("POST", &url, "application/json", &bodies.json, at_full_speed(plan)).await;
-        cost.push(cpu_per(crate::machine::cpu(pid) - before, seen.uploads()));
-        let on = load::send("POST", &url, "application/json", &bodies.json, that_goes_on(plan)).await;
-        assert!(seen.refused + seen.broken + on.refused + on.broken == 0, "{seen:?}, {on:?}");
-        ours.push(seen.per_second());
-        ours_on.push(on.per_second());
-        p99.push(seen.p99 as f64 / 1000.0);
-        leftovers.keep(site.agrees(&[&seen, &on]).await);
-        settle().await;
+        for turn in turns(round) {
+            match turn {
+                Turn::Theirs => {
+                    plan.tell(round, "nginx stores raw photos");
+                    let nginx = Nginx::storing().await;
+                    let [first, on] =
+                        theirs.load(plan, "PUT", &nginx.url, "image/jpeg", &bodies.raw, nginx.pid()).await;
+                    let stored = nginx.stored();
+                    assert!(stored >= first.uploads() + on.uploads(), "{stored} are stored, {first:?}, {on:?}");
+                    leftovers.keep(nginx.end());
+                }
+                Turn::Ours => {
+                    plan.tell(round, "forebay takes base64 in JSON");
+                    let site = Site::start(1, cluster, store).await;
+                    let (url, pid) = (format!("{}/", site.replicas[0].url), site.replicas[0].pid());
+                    let [first, on] = ours.load(plan, "POST", &url, "application/json", &bodies.json, pid).await;
+                    leftovers.keep(site.agrees(&[&first, &on]).await);
+                }
+            }
+            settle().await;
+        }
     }
     let first = format!("Uploads of {} kB a second, {CONNECTIONS} connections", PHOTO_BYTES / 1000);
     let on = format!(
@@ -128,7 +158,7 @@ async fn one(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report) {
         that_goes_on(plan).seconds,
         plan.seconds
     );
-    for (what, ours, theirs) in [(first, ours, theirs), (on, ours_on, theirs_on)] {
+    for (what, ours, theirs) in [(first, ours.first, theirs.first), (on, ours.on, theirs.on)] {
         report.add(Measured {
             what,
             unit: "uploads/s".to_owned(),
@@ -143,15 +173,15 @@ async fn one(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report) {
         what: "Processor time for an upload, at full load".to_owned(),
         unit: "ms".to_owned(),
         contestants: vec![
-            Contestant { name: "forebay ingest, Postgres apart".to_owned(), rounds: cost },
-            Contestant { name: "nginx dav PUT".to_owned(), rounds: their_cost },
+            Contestant { name: "forebay ingest, Postgres apart".to_owned(), rounds: ours.cost_ms },
+            Contestant { name: "nginx dav PUT".to_owned(), rounds: theirs.cost_ms },
         ],
         targets: vec![],
     });
     report.add(Measured {
         what: "Time to an acknowledgement, p99, at full load".to_owned(),
         unit: "ms".to_owned(),
-        contestants: vec![Contestant { name: "forebay ingest".to_owned(), rounds: p99 }],
+        contestants: vec![Contestant { name: "forebay ingest".to_owned(), rounds: ours.p99_ms }],
         targets: vec![],
     });
 }
@@ -160,25 +190,32 @@ async fn replicas(rig: &Rig<'_>, leftovers: &mut Leftovers, report: &mut Report)
     let Rig { plan, bodies, cluster, store } = *rig;
     let (mut ours, mut theirs) = (vec![], vec![]);
     for round in 0..plan.rounds {
-        plan.tell(round, "Flask under gunicorn behind nginx");
-        let flask = Flask::start(cluster).await;
-        let seen = load::send("POST", flask.url(), "application/json", &bodies.json, at_full_speed(plan)).await;
-        assert!(seen.refused + seen.broken == 0 && flask.stored() >= seen.uploads(), "{seen:?}");
-        theirs.push(seen.per_second());
-        flask.end().into_iter().for_each(|folder| leftovers.keep(folder));
-        settle().await;
-
-        plan.tell(round, "three replicas of forebay behind nginx");
-        let site = Site::start(3, cluster, store).await;
-        let addresses: Vec<String> = site.replicas.iter().map(Program::address).collect();
-        let front = nginx::Nginx::start(&addresses).await;
-        let url = format!("{}/", front.url);
-        let seen = load::send("POST", &url, "application/json", &bodies.json, at_full_speed(plan)).await;
-        assert!(seen.refused + seen.broken == 0, "{seen:?}");
-        ours.push(seen.per_second());
-        drop(front);
-        leftovers.keep(site.agrees(&[&seen]).await);
-        settle().await;
+        for turn in turns(round) {
+            match turn {
+                Turn::Theirs => {
+                    plan.tell(round, "Flask under gunicorn behind nginx");
+                    let flask = Flask::start(cluster).await;
+                    let seen =
+                        load::send("POST", flask.url(), "application/json", &bodies.json, at_full_speed(plan)).await;
+                    assert!(seen.refused + seen.broken == 0 && flask.stored() >= seen.uploads(), "{seen:?}");
+                    theirs.push(seen.per_second());
+                    flask.end().into_iter().for_each(|folder| leftovers.keep(folder));
+                }
+                Turn::Ours => {
+                    plan.tell(round, "three replicas of forebay behind nginx");
+                    let site = Site::start(3, cluster, store).await;
+                    let addresses: Vec<String> = site.replicas.iter().map(Program::address).collect();
+                    let front = nginx::Nginx::start(&addresses).await;
+                    let url = format!("{}/", front.url);
+                    let seen = load::send("POST", &url, "application/json", &bodies.json, at_full_speed(plan)).await;
+                    assert!(seen.refused + seen.broken == 0, "{seen:?}");
+                    ours.push(seen.per_second());
+                    drop(front);
+                    leftovers.keep(site.agrees(&[&seen]).await);
+                }
+            }
+            settle().await;
+        }
     }
     report.add(Measured {
         what: "The same through nginx, the body JSON for both".to_owned(),

@@ -19,6 +19,8 @@ use super::{eventually, free_port, scratch};
 
 pub const ACCESS_KEY: &str = "test-access";
 pub const SECRET_KEY: &str = "test-secret";
+/// The bucket that takes objects from those who do not say who they are.
+pub const OPEN_BUCKET: &str = "open";
 
 /// One server. Ended and removed when dropped.
 pub struct Server {
@@ -32,11 +34,14 @@ impl Server {
     /// Starts one at `address`, in another network namespace if asked. Blocks.
     pub fn start(address: &str, namespace: Option<&Path>) -> Server {
         let folder = scratch::folder("weed");
-        let identities = serde_json::json!({ "identities": [{
-            "name": "test",
-            "credentials": [{ "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY }],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }]});
+        let identities = serde_json::json!({ "identities": [
+            {
+                "name": "test",
+                "credentials": [{ "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY }],
+                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+            },
+            { "name": "anonymous", "actions": [format!("Write:{OPEN_BUCKET}")] },
+        ]});
         let config = folder.join("s3.json");
         std::fs::write(&config, identities.to_string()).unwrap();
         let port = free_port();
@@ -85,11 +90,16 @@ impl Server {
     /// A new bucket, and its name.
     pub async fn bucket(&self) -> (Bucket, String) {
         static BUCKETS: AtomicU32 = AtomicU32::new(0);
-        self.stores.get_or_init(|| self.until_it_stores()).await;
         let name = format!("test-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
-        let bucket = Bucket::at(&self.endpoint, &name);
+        (self.bucket_named(&name).await, name)
+    }
+
+    /// The bucket of this name, made if need be.
+    pub async fn bucket_named(&self, name: &str) -> Bucket {
+        self.stores.get_or_init(|| self.until_it_stores()).await;
+        let bucket = Bucket::at(&self.endpoint, name);
         eventually("SeaweedFS to make a bucket", async || bucket.create().await.ok()).await;
-        (bucket, name)
+        bucket
     }
 
     /// Waits until it takes objects: it makes buckets seconds before its volumes have joined it, and an object that comes in
