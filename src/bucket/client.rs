@@ -38,6 +38,9 @@ use crate::pacer::{Meter, Pacer, Turn};
 
 /// A connection that was not used for so long is not used again: stores and firewalls give up theirs after about as long.
 const IDLE_MAX: Duration = Duration::from_secs(15);
+/// One that is still busy so long after the head of its answer never ends: a store that has refused a photo early need not read
+/// the rest of it. Such answers are short, and a page of a listing takes seconds on the slowest of links.
+const BUSY_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for a connection where the SDK does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -176,7 +179,10 @@ impl Client {
     fn take_idle(&self, to: &Uri) -> Option<Idle> {
         let mut idle = self.idle();
         // one that is not ready still has an answer to bring
-        idle.retain(|kept| !kept.sender.is_closed() && (!kept.sender.is_ready() || kept.since.elapsed() < IDLE_MAX));
+        idle.retain(|kept| {
+            let longest = if kept.sender.is_ready() { IDLE_MAX } else { BUSY_MAX };
+            !kept.sender.is_closed() && kept.since.elapsed() < longest
+        });
         let place = idle.iter().rposition(|kept| kept.to == *to && kept.sender.is_ready())?;
         Some(idle.remove(place))
     }
@@ -276,5 +282,38 @@ impl HttpConnector for Connector {
             HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_whose_store_answers_early_and_reads_no_further_is_given_up() {
+        let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", store.local_addr().unwrap());
+        let client = Client::new(None, false);
+        // more than what fits between the two
+        let photo = SdkBody::from(vec![7; 64 * 1024 * 1024]);
+        let request = Request::put(&address).body(photo).unwrap();
+        let answered = tokio::spawn({
+            let client = client.clone();
+            async move { client.send(request, CONNECT_TIMEOUT).await.map(|answer| answer.status()) }
+        });
+        let (mut connection, _) = store.accept().await.unwrap();
+        connection.read_exact(&mut [0; 1024]).await.unwrap();
+        connection.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        assert_eq!(answered.await.unwrap().unwrap(), 403);
+        let to = origin(&address.parse().unwrap()).unwrap();
+        assert!(client.take_idle(&to).is_none(), "it is still sending");
+        assert_eq!(client.idle().len(), 1, "its answer may still be coming");
+        tokio::time::pause();
+        tokio::time::advance(BUSY_MAX).await;
+        assert!(client.take_idle(&to).is_none());
+        assert_eq!(client.idle().len(), 0);
     }
 }

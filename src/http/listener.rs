@@ -1,7 +1,8 @@
 //! Serves a router on a TCP listener.
 //!
 //! Always: a permit is taken before a connection is accepted, so that the number of connections is bounded; a head that
-//! comes too slowly ends its connection; stopping closes the door first, then lets requests in flight finish.
+//! comes too slowly ends its connection, as does an answer that is not read; stopping closes the door first, then lets
+//! requests in flight finish.
 //! Never: waits longer than the deadline to stop.
 
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,9 @@ const READ_BYTES_MAX: usize = 16 * 1024;
 /// The longest a connection may idle or take over a request's head. Longer than nginx keeps its side open, so that it is
 /// never the appliance that closes a connection on which a request is already on its way.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// The longest that what was sent may stay unread or unacknowledged. Who asks and does not read would otherwise hold a connection
+/// for good, and a device that lost its power for as long as the kernel tries again, a quarter of an hour.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Listens at `address`. After an outage a whole site comes back at the same moment: as many may wait to be accepted as may be
 /// connected, if the kernel's `somaxconn` allows it.
@@ -60,6 +64,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             }
         };
         let _ = stream.set_nodelay(true);
+        let _ = gives_up_unread(&stream, UNREAD_TIMEOUT);
         let stream = Gathering::new(stream);
         let (expected, router) = (stream.expected(), TowerToHyperService::new(router.clone()));
         let service = service_fn(move |request: Request<Incoming>| {
@@ -93,22 +98,42 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
 }
 
+/// Has the kernel end the connection when what was sent stays unread or unacknowledged for so long.
+fn gives_up_unread(stream: &TcpStream, after: Duration) -> std::io::Result<()> {
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, after.as_millis() as u32)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_asks_and_does_not_read_loses_the_connection() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _unread = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        gives_up_unread(&stream, Duration::from_millis(500)).unwrap();
+        // more than what fits between the two
+        let sent = tokio::time::timeout(Duration::from_secs(30), stream.write_all(&vec![7; 64 * 1024 * 1024])).await;
+        assert_eq!(sent.expect("it does not wait for good").unwrap_err().kind(), ErrorKind::TimedOut);
+    }
 
     #[tokio::test]
     async fn a_site_that_comes_back_all_at_once_finds_the_door_open() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         // nobody has been let in yet
-        let coming = (0..500).map(|_| tokio::net::TcpStream::connect(address));
+        let coming = (0..500).map(|_| TcpStream::connect(address));
         let came = tokio::time::timeout(Duration::from_secs(10), futures_util::future::try_join_all(coming)).await;
         assert_eq!(came.unwrap().unwrap().len(), 500);
     }

@@ -58,7 +58,7 @@ impl Accepting {
 
     pub(super) async fn accept(&self, upload: Arc<Upload>) -> Result<Accepted> {
         if self.is_away() {
-            return Err(Error::Unavailable("the queue is away".to_owned()));
+            return Err(gone());
         }
         let (answer, answered) = oneshot::channel();
         self.waiting
@@ -113,27 +113,8 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
             company(&mut receiver, &mut batch, pace.due).await;
             pace.begins(Instant::now());
             let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
-            let mut inserted = insert(&backend, &uploads).await;
-            match &inserted {
-                Err(Failed::Away(error)) if !told.swap(true, Ordering::Relaxed) => {
-                    tracing::warn!(%error, "the queue is away; what is accepted waits in the spool's journal");
-                    tokio::spawn(probe(backend.clone(), told.clone()));
-                }
-                Err(Failed::Refused(_)) if batch.len() > 1 => {
-                    // one of them is to blame; each gets its own answer
-                    for Waiting { upload, answer } in batch.drain(..) {
-                        let one = insert(&backend, std::slice::from_ref(&upload)).await;
-                        let new = one.map(|ids| !ids.is_empty()).map_err(Failed::into_error);
-                        let _ = answer.send(accepted(&backend, upload, new).await);
-                    }
-                    arrivals.notify_one();
-                    continue;
-                }
-                _ => {}
-            }
-            let answers = batch.drain(..).map(|Waiting { upload, answer }| {
-                // of the same upload twice in one batch, one is new
-                let new = inserted.as_mut().map(|ids| ids.remove(&upload.id)).map_err(|e| e.clone().into_error());
+            let are_new = commit(&backend, &told, &uploads).await;
+            let answers = batch.drain(..).zip(are_new).map(|(Waiting { upload, answer }, new)| {
                 let accepted = accepted(&backend, upload, new);
                 async { drop(answer.send(accepted.await)) }
             });
@@ -144,6 +125,43 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
         }
     });
     Accepting { waiting, away }
+}
+
+/// Commits all in one transaction, or each in its own if one of them is to blame that they are refused together. For each whether
+/// it is new to the queue, which is marked as away as soon as it does not answer: the others then do not wait for it in vain.
+async fn commit(backend: &Backend, away: &Arc<AtomicBool>, uploads: &[Arc<Upload>]) -> Vec<Result<bool>> {
+    let told_if_away = |failed: Failed| {
+        if let Failed::Away(error) = &failed
+            && !away.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(%error, "the queue is away; what is accepted waits in the spool's journal");
+            tokio::spawn(probe(backend.clone(), away.clone()));
+        }
+        failed.into_error()
+    };
+    let mut inserted = insert(backend, uploads).await;
+    if !matches!(inserted, Err(Failed::Refused(_))) || uploads.len() == 1 {
+        // of the same upload twice in one batch, one is new
+        let is_new = |upload: &Arc<Upload>| match &mut inserted {
+            Ok(ids) => Ok(ids.remove(&upload.id)),
+            Err(failed) => Err(told_if_away(failed.clone())),
+        };
+        return uploads.iter().map(is_new).collect();
+    }
+    let mut are_new = Vec::with_capacity(uploads.len());
+    for upload in uploads {
+        are_new.push(match away.load(Ordering::Relaxed) {
+            true => Err(gone()),
+            false => {
+                insert(backend, std::slice::from_ref(upload)).await.map(|ids| !ids.is_empty()).map_err(told_if_away)
+            }
+        });
+    }
+    are_new
+}
+
+fn gone() -> Error {
+    Error::Unavailable("the queue is away".to_owned())
 }
 
 /// Why a batch was not inserted.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use forebay::config::QueueUrl;
 use forebay::keeper::adopt;
 use forebay::queue::Queue;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -240,6 +240,29 @@ async fn a_schema_that_could_not_be_brought_up_to_date_keeps_nobody_else_from_it
     let migrated = timeout(Duration::from_secs(10), second.migrate()).await;
     migrated.expect("nobody holds the migrations' lock").unwrap();
     first.migrate().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_queue_that_goes_away_while_each_of_a_batch_is_tried_by_itself_is_waited_for_once() {
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let queue = Queue::open(&QueueUrl::Postgres(url.clone())).unwrap();
+    queue.migrate().await.unwrap();
+    let mut operator = PgConnection::connect(&url).await.unwrap();
+    // several together are refused, as if one was to blame, and then it does not answer any more
+    let hurt = "CREATE FUNCTION hurt() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT count(*) FROM come) > 1 THEN RAISE EXCEPTION 'one is to blame' USING ERRCODE = '22000'; END IF;
+            PERFORM pg_sleep(60);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER hurt AFTER INSERT ON uploads REFERENCING NEW TABLE AS come
+            FOR EACH STATEMENT EXECUTE FUNCTION hurt()";
+    sqlx::raw_sql(hurt).execute(&mut operator).await.unwrap();
+    let accepted = (0..20).map(|number| queue.accept(upload_of(&photo(number), &format!("of a batch {number}"))));
+    let answers: Vec<String> =
+        join_all(accepted).await.into_iter().map(|answer| answer.unwrap_err().to_string()).collect();
+    let waited = answers.iter().filter(|answer| answer.contains("did not commit")).count();
+    let told = answers.iter().filter(|answer| answer.contains("is away")).count();
+    assert_eq!((waited, told), (1, 19), "{answers:?}");
 }
 
 #[tokio::test]
