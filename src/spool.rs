@@ -10,7 +10,7 @@
 //!
 //! A photo file is the photo, then its record (`photo_file.rs`). With the record in the same file there is one file to sync, a
 //! photo is never without its record, and the queue can be rebuilt from here alone. A photo that comes slowly is written out
-//! as it comes when memory is short (`unfinished.rs`).
+//! as it comes when memory is short (`unfinished.rs`). Whether there is room for it says `room.rs`.
 //!
 //! Always: [`Spool::store`] returns only after write, fdatasync, rename and fsync of the folder, in that order; a name, once
 //! there, is never overwritten; a photo is checked against its checksum before it is handed out for upload.
@@ -20,8 +20,10 @@
 mod ballast;
 mod buffer;
 mod direct;
+mod journal;
 mod lately_read;
 mod photo_file;
+mod room;
 mod unfinished;
 
 use std::fs::{self, File};
@@ -33,27 +35,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{OFlags, StatVfs};
+use rustix::fs::OFlags;
 use tokio::sync::Semaphore;
 
 use crate::config::SpoolLimits;
 use crate::crash_points::{self, Point};
 use crate::error::{Error, Result};
 use crate::outage::Outage;
-use crate::units::ByteSize;
 use crate::upload::{Sha256, Upload, UploadId};
 
-use self::ballast::{Ballast, Tended};
+use self::ballast::Ballast;
 use self::lately_read::LatelyRead;
 use self::photo_file::{read_photo, read_record, trailer};
+pub use self::room::Space;
 pub use self::unfinished::Unfinished;
 use self::unfinished::{Part, exchange, rename_without_overwriting};
 
 /// Photos that are written at once.
 const WRITERS_MAX: usize = 64;
-/// What a photo on its way in takes, to tell whether there is room for any.
-const PHOTO_BYTES_USUAL: u64 = 256 * 1024;
-
 /// The photos of one site. Cheap to clone; any number of processes may share one on a shared volume.
 #[derive(Clone)]
 pub struct Spool {
@@ -88,26 +87,6 @@ pub enum Stored {
     Replaced,
     /// A photo with this id was there already, durably; this is its record. The bytes just sent were dropped.
     Held(Box<Upload>),
-}
-
-/// The room on the spool's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    pub total_bytes: u64,
-    /// What an unprivileged process may still write.
-    pub free_bytes: u64,
-    /// Free bytes below which photos are refused: the reserve as it was set, and the ballast while it is given up.
-    pub reserve_bytes: u64,
-    pub total_inodes: u64,
-    pub free_inodes: u64,
-    pub reserve_inodes: u64,
-}
-
-impl Space {
-    /// Bytes that may still be accepted before the reserve is reached.
-    pub fn usable_bytes(&self) -> u64 {
-        self.free_bytes.saturating_sub(self.reserve_bytes)
-    }
 }
 
 impl Spool {
@@ -322,108 +301,6 @@ impl Spool {
         self.inner.fault.get().map_or(Ok(()), |reason| Err(Error::Unavailable(reason.clone())))
     }
 
-    /// Why photos are refused now, if they are: one of usual size would find no room, or the disk is not trusted.
-    pub fn refusing(&self) -> Result<()> {
-        self.admit(PHOTO_BYTES_USUAL)
-    }
-
-    /// Refuses when a photo of `bytes` would eat into the reserve or go beyond the spool's own limit.
-    pub fn admit(&self, bytes: u64) -> Result<()> {
-        self.check_fault()?;
-        let stat = self.stat()?;
-        let (total_bytes, free_bytes) = room(&stat);
-        let beside_reserve_bytes = free_bytes.saturating_sub(self.inner.limits.reserve.of(total_bytes));
-        let ballast = &self.inner.ballast;
-        let fits = beside_reserve_bytes >= bytes && ballast.leaves_room(total_bytes, beside_reserve_bytes, bytes);
-        let space = self.space_by(&stat, if fits { 0 } else { ballast.missing_bytes(total_bytes) });
-        if !fits {
-            return Err(Error::Full(format!(
-                "{} are free on the disk, and {} are kept in reserve",
-                ByteSize(space.free_bytes),
-                ByteSize(space.reserve_bytes)
-            )));
-        }
-        if space.total_inodes > 0 && space.free_inodes <= space.reserve_inodes {
-            return Err(Error::Full(format!("{} inodes are free on the disk, all in reserve", space.free_inodes)));
-        }
-        if let Some(max) = self.inner.limits.max {
-            let held = self.held_bytes();
-            if held + bytes > max.0 {
-                return Err(Error::Full(format!("the spool holds {} of the {max} it may", ByteSize(held))));
-            }
-        }
-        Ok(())
-    }
-
-    /// The room on the disk now.
-    pub fn space(&self) -> Result<Space> {
-        let stat = self.stat()?;
-        Ok(self.space_by(&stat, self.inner.ballast.missing_bytes(room(&stat).0)))
-    }
-
-    fn space_by(&self, stat: &StatVfs, ballast_missing_bytes: u64) -> Space {
-        let (total_bytes, free_bytes) = room(stat);
-        Space {
-            total_bytes,
-            free_bytes,
-            reserve_bytes: self.inner.limits.reserve.of(total_bytes) + ballast_missing_bytes,
-            total_inodes: stat.f_files,
-            free_inodes: stat.f_favail,
-            reserve_inodes: match self.inner.limits.reserve {
-                share @ crate::units::Reserve::Share(_) => share.of(stat.f_files),
-                crate::units::Reserve::Bytes(_) => 0,
-            },
-        }
-    }
-
-    fn stat(&self) -> Result<StatVfs> {
-        rustix::fs::statvfs(&self.inner.root).map_err(|e| {
-            Error::unavailable(format_args!("cannot ask for the room on {}", self.inner.root.display()), e)
-        })
-    }
-
-    /// Gives the ballast up when the disk is as good as full, so that an embedded queue can say that photos may leave, and
-    /// holds it again when there is room to spare. Blocks.
-    pub fn tend_ballast(&self) -> Result<()> {
-        let space = self.space()?;
-        let tended = self.inner.ballast.tend(space.total_bytes, space.free_bytes);
-        match tended.map_err(|e| Error::unavailable("cannot tend the spool's ballast", e))? {
-            Tended::Left => {}
-            Tended::GivenUp => {
-                tracing::warn!(
-                    "the disk is full to the last megabytes; the ballast is given up so that the drain can go on"
-                )
-            }
-            Tended::HeldAgain => tracing::info!("the disk has room; the ballast is held"),
-        }
-        Ok(())
-    }
-
-    /// What was admitted a moment ago may find that the ballast was given up since, and that is not its room.
-    fn check_ballast(&self, photo_bytes: usize) -> Result<()> {
-        let (total_bytes, free_bytes) = room(&self.stat()?);
-        match self.inner.ballast.leaves_room(total_bytes, free_bytes, photo_bytes as u64) {
-            true => Ok(()),
-            false => Err(Error::Full("the disk is full".to_owned())),
-        }
-    }
-
-    /// Bytes that may still be accepted, by the disk's room and the spool's own limit.
-    pub fn usable_bytes(&self, space: &Space) -> u64 {
-        let own = self.inner.limits.max.map_or(u64::MAX, |max| max.0.saturating_sub(self.held_bytes()));
-        space.usable_bytes().min(own)
-    }
-
-    /// Bytes of photos that are on disk.
-    pub fn held_bytes(&self) -> u64 {
-        self.inner.held_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Takes over what the queue's books say is on disk, for every process together.
-    pub fn set_held_bytes(&self, bytes: u64) {
-        self.inner.held_bytes.store(bytes, Ordering::Relaxed);
-    }
-
     /// The photo's bytes, as they were written; that they have the digest is for the bucket to check.
     ///
     /// [`Error::Missing`] when there is no file, [`Error::Damaged`] when the bytes are not those that were accepted.
@@ -499,64 +376,6 @@ impl Spool {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Marks a photo that is on disk as not yet in the queue, durably.
-    pub async fn journal(&self, upload: Arc<Upload>) -> Result<()> {
-        let spool = self.clone();
-        blocking(move || {
-            spool.check_fault()?;
-            let folder = spool.inner.root.join("journal");
-            let mark = folder.join(upload.id.to_string());
-            crash_points::pass_blocking(Point::JournalMark).map_err(|e| spool.write_error("journal", &upload, e))?;
-            File::create(mark).map_err(|e| spool.write_error("journal", &upload, e))?;
-            crash_points::pass_blocking(Point::JournalSync).map_err(|e| spool.sync_error(&upload, e))?;
-            File::open(folder).and_then(|f| sync_names(&f)).map_err(|e| spool.sync_error(&upload, e))?;
-            crash_points::pass_blocking(Point::JournalMarked).map_err(|e| spool.write_error("journal", &upload, e))
-        })
-        .await
-    }
-
-    /// Up to `limit` photos that were acknowledged while the queue was away. A mark whose photo is gone is dropped.
-    pub async fn journaled(&self, limit: usize) -> Result<Vec<Upload>> {
-        let spool = self.clone();
-        blocking(move || {
-            let failed = |error| Error::unavailable("cannot read the spool's journal", error);
-            let mut uploads = Vec::new();
-            for entry in fs::read_dir(spool.inner.root.join("journal")).map_err(failed)? {
-                if uploads.len() == limit {
-                    break;
-                }
-                let mark = entry.map_err(failed)?;
-                let Ok(id) = mark.file_name().to_string_lossy().parse() else { continue };
-                let path = spool.path(id);
-                match read_record(&path) {
-                    Ok(upload) => uploads.push(upload),
-                    // not where nothing can be said of it
-                    Err(Error::Unavailable(_)) if matches!(path.try_exists(), Ok(false)) => {
-                        drop(fs::remove_file(mark.path()))
-                    }
-                    Err(error) if spool.inner.unreadable.failed() => {
-                        tracing::error!(photo = %path.display(), %error, "a journaled photo cannot be read");
-                    }
-                    Err(_) => {}
-                }
-            }
-            Ok(uploads)
-        })
-        .await
-    }
-
-    /// Takes the mark off a photo that the queue has now. That it comes back after a power cut does no harm.
-    pub async fn unjournal(&self, upload: &Upload) -> Result<()> {
-        let mark = self.inner.root.join("journal").join(upload.id.to_string());
-        blocking(move || match fs::remove_file(mark) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::unavailable("cannot take a mark off the spool's journal", error))
-            }
-            _ => Ok(()),
-        })
-        .await
     }
 
     /// Removes what writers left unfinished more than `age` ago; how many files that were. Blocks.
@@ -651,11 +470,6 @@ fn sync_names(folder: &File) -> io::Result<()> {
 fn holds_photo_of(path: &Path, part: &Part, size_bytes: u64) -> io::Result<bool> {
     let photo = part.read_back(size_bytes)?;
     Ok(fs::read(path).is_ok_and(|found| found.starts_with(&photo)))
-}
-
-/// Bytes of a file system in all, and those that an unprivileged process may still write.
-fn room(stat: &StatVfs) -> (u64, u64) {
-    (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
