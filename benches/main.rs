@@ -108,19 +108,22 @@ impl Plan {
     }
 }
 
-/// What a second of load may bring to the disk at most, on the machines that were seen.
+/// What a second of load may bring to the disk at most, on the machines that were seen: as nginx takes it.
 const STORED_PER_SECOND: u64 = 1_100_000_000;
 
-/// An error where the disk has less than a round of throughput may store: whoever has to refuse a photo is not measured.
+/// An error where the disk has less than what may be stored at once: whoever has to refuse a photo is not measured.
 fn room_for(plan: &Plan) -> std::io::Result<()> {
     let folder = std::env::temp_dir();
     let disk = rustix::fs::statvfs(&folder)?;
-    let (free, needed) = (disk.f_bavail * disk.f_frsize, throughput::seconds(plan).saturating_mul(STORED_PER_SECOND));
-    match plan.what.has(What::Throughput) && free < needed {
+    let free = disk.f_bavail * disk.f_frsize;
+    let of = |part, bytes| if plan.what.has(part) { bytes } else { 0 };
+    let round = of(What::Throughput, throughput::seconds(plan).saturating_mul(STORED_PER_SECOND));
+    let needed = round.max(of(What::Drain, drain::stored_bytes(plan)));
+    match free < needed {
         false => Ok(()),
         true => Err(std::io::Error::other(format!(
-            "{} has {} GB free, and a round may store {} GB; set TMPDIR to a folder with more, on the disk that is to be measured, \
-             or FOR to less",
+            "{} has {} GB free, and what is measured may store {} GB; set TMPDIR to a folder with more, on the disk that is to be \
+             measured, or FOR or ROUNDS to less",
             folder.display(),
             free / 1_000_000_000,
             needed / 1_000_000_000

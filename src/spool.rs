@@ -10,7 +10,8 @@
 //!
 //! A photo file is the photo, then its record (`photo_file.rs`). With the record in the same file there is one file to sync, a
 //! photo is never without its record, and the queue can be rebuilt from here alone. A photo that comes slowly is written out
-//! as it comes when memory is short (`unfinished.rs`). Whether there is room for it says `room.rs`.
+//! as it comes when memory is short (`unfinished.rs`). Whether there is room for it says `room.rs`; which photos
+//! the queue does not know yet, `journal.rs`.
 //!
 //! Always: [`Spool::store`] returns only after write, fdatasync, rename and fsync of the folder, in that order; a name, once
 //! there, is never overwritten; a photo is checked against its checksum before it is handed out for upload.
@@ -53,6 +54,7 @@ use self::unfinished::{Part, exchange, rename_without_overwriting};
 
 /// Photos that are written at once.
 const WRITERS_MAX: usize = 64;
+
 /// The photos of one site. Cheap to clone; any number of processes may share one on a shared volume.
 #[derive(Clone)]
 pub struct Spool {

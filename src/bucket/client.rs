@@ -38,9 +38,9 @@ use crate::pacer::{Meter, Pacer, Turn};
 
 /// A connection that was not used for so long is not used again: stores and firewalls give up theirs after about as long.
 const IDLE_MAX: Duration = Duration::from_secs(15);
-/// One that is still busy so long after the head of its answer never ends: a store that has refused a photo early need not read
-/// the rest of it. Such answers are short, and a page of a listing takes seconds on the slowest of links.
-const BUSY_MAX: Duration = Duration::from_secs(60);
+/// One that sent something and is still busy so long after the head of its answer is given up by the next request: a store that
+/// has refused a photo early need not read the rest of it. What is fetched may take as long as it takes.
+const SENDING_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for a connection where the SDK does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,6 +65,8 @@ struct Idle {
     sender: SendRequest<SdkBody>,
     meter: Weak<Meter>,
     since: Instant,
+    /// Its last request had a body.
+    sends: bool,
     /// Dropped with the connection: whoever gives a request up must not leave a task behind that goes on sending it.
     _driver: AbortOnDropHandle<()>,
 }
@@ -85,6 +87,7 @@ impl Client {
     ) -> Result<Response<Incoming>, Failure> {
         let to = origin(request.uri())?;
         let turn = request.extensions_mut().remove::<Turn>().unwrap_or_default();
+        let sends = request.body().content_length() != Some(0);
         if !request.headers().contains_key(HOST) {
             let host = host(&to)?;
             request.headers_mut().insert(HOST, host);
@@ -109,7 +112,7 @@ impl Client {
             turn.is_theirs();
             match kept.sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.keep(kept);
+                    self.keep(Idle { sends, ..kept });
                     return Ok(response);
                 }
                 Err(mut error) => match error.take_message() {
@@ -138,7 +141,7 @@ impl Client {
             format!("no connection to {}{past}: {why}", address(&to))
         })?;
         let response = opened.sender.send_request(request).await?;
-        self.keep(opened);
+        self.keep(Idle { sends, ..opened });
         Ok(response)
     }
 
@@ -172,7 +175,7 @@ impl Client {
                 speak(TlsConnector::from(tls()?).connect(ServerName::try_from(name)?, connection).await?).await?
             }
         };
-        Ok(Idle { to: to.clone(), sender, meter, since: Instant::now(), _driver: driver })
+        Ok(Idle { to: to.clone(), sender, meter, since: Instant::now(), sends: false, _driver: driver })
     }
 
     /// The connection used last: one that stays warm is worth more than two that cool down.
@@ -180,7 +183,11 @@ impl Client {
         let mut idle = self.idle();
         // one that is not ready still has an answer to bring
         idle.retain(|kept| {
-            let longest = if kept.sender.is_ready() { IDLE_MAX } else { BUSY_MAX };
+            let longest = match kept.sender.is_ready() {
+                true => IDLE_MAX,
+                false if kept.sends => SENDING_MAX,
+                false => Duration::MAX,
+            };
             !kept.sender.is_closed() && kept.since.elapsed() < longest
         });
         let place = idle.iter().rposition(|kept| kept.to == *to && kept.sender.is_ready())?;
@@ -292,28 +299,42 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_connection_whose_store_answers_early_and_reads_no_further_is_given_up() {
+    /// A store that answers a request of so many bytes with a head, a client that has heard it, and how many connections the
+    /// client keeps busy `after` that.
+    async fn busy_after(after: Duration, photo_bytes: usize, head: &str) -> usize {
         let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/", store.local_addr().unwrap());
         let client = Client::new(None, false);
-        // more than what fits between the two
-        let photo = SdkBody::from(vec![7; 64 * 1024 * 1024]);
-        let request = Request::put(&address).body(photo).unwrap();
-        let answered = tokio::spawn({
+        let request = Request::put(&address).body(SdkBody::from(vec![7; photo_bytes])).unwrap();
+        let sent = tokio::spawn({
             let client = client.clone();
-            async move { client.send(request, CONNECT_TIMEOUT).await.map(|answer| answer.status()) }
+            async move { client.send(request, CONNECT_TIMEOUT).await.unwrap() }
         });
         let (mut connection, _) = store.accept().await.unwrap();
-        connection.read_exact(&mut [0; 1024]).await.unwrap();
-        connection.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-        assert_eq!(answered.await.unwrap().unwrap(), 403);
-        let to = origin(&address.parse().unwrap()).unwrap();
-        assert!(client.take_idle(&to).is_none(), "it is still sending");
-        assert_eq!(client.idle().len(), 1, "its answer may still be coming");
+        // of its head
+        connection.read_exact(&mut [0; 16]).await.unwrap();
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let _answer = sent.await.unwrap();
         tokio::time::pause();
-        tokio::time::advance(BUSY_MAX).await;
-        assert!(client.take_idle(&to).is_none());
-        assert_eq!(client.idle().len(), 0);
+        tokio::time::advance(after).await;
+        tokio::time::resume();
+        let to = origin(&address.parse().unwrap()).unwrap();
+        assert!(client.take_idle(&to).is_none(), "it is busy");
+        client.idle().len()
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_store_answers_early_and_reads_no_further_is_given_up() {
+        const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+        // more than what fits between the two
+        const PHOTO_BYTES: usize = 64 * 1024 * 1024;
+        assert_eq!(busy_after(Duration::ZERO, PHOTO_BYTES, REFUSED).await, 1);
+        assert_eq!(busy_after(SENDING_MAX, PHOTO_BYTES, REFUSED).await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_fetched_may_take_as_long_as_it_takes() {
+        const BEGUN: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nthe rest ";
+        assert_eq!(busy_after(100 * SENDING_MAX, 0, BEGUN).await, 1);
     }
 }

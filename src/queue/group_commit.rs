@@ -104,33 +104,23 @@ impl Pace {
 /// Starts the task that commits. It ends when the last [`Accepting`] is dropped.
 pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
     let (waiting, mut receiver) = mpsc::channel::<Waiting>(WAITING_UPLOADS_MAX);
-    let away = Arc::new(AtomicBool::new(false));
-    let told = away.clone();
+    let accepting = Accepting { waiting, away: Arc::default() };
+    let away = accepting.away.clone();
     tokio::spawn(async move {
         let mut batch = Vec::new();
         let mut pace = Pace::new(Instant::now());
         while receiver.recv_many(&mut batch, BATCH_UPLOADS_MAX).await > 0 {
             company(&mut receiver, &mut batch, pace.due).await;
             pace.begins(Instant::now());
-            let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
-            let are_new = commit(&backend, &told, &uploads).await;
-            let answers = batch.drain(..).zip(are_new).map(|(Waiting { upload, answer }, new)| {
-                let accepted = accepted(&backend, upload, new);
-                async { drop(answer.send(accepted.await)) }
-            });
-            // together: who is new hears of it at once, and who is not does not wait for the others' records
-            let answers: Vec<_> = answers.collect();
-            arrivals.notify_one();
-            join_all(answers).await;
+            commit(&backend, &away, &arrivals, &mut batch).await;
         }
     });
-    Accepting { waiting, away }
+    accepting
 }
 
-/// Commits all in one transaction, or each in its own if one of them is to blame that they are refused together. For each whether
-/// it is new to the queue, which is marked as away as soon as it does not answer: the others then do not wait for it in vain.
-async fn commit(backend: &Backend, away: &Arc<AtomicBool>, uploads: &[Arc<Upload>]) -> Vec<Result<bool>> {
-    let told_if_away = |failed: Failed| {
+/// Commits all in one transaction, or each in its own if one of them is to blame that they are refused together; and answers them.
+async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, batch: &mut Vec<Waiting>) {
+    let heard = |failed: Failed| {
         if let Failed::Away(error) = &failed
             && !away.swap(true, Ordering::Relaxed)
         {
@@ -139,28 +129,43 @@ async fn commit(backend: &Backend, away: &Arc<AtomicBool>, uploads: &[Arc<Upload
         }
         failed.into_error()
     };
-    let mut inserted = insert(backend, uploads).await;
-    if !matches!(inserted, Err(Failed::Refused(_))) || uploads.len() == 1 {
+    let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
+    let mut inserted = insert(backend, &uploads).await;
+    if matches!(inserted, Err(Failed::Refused(_))) && batch.len() > 1 {
+        for waiting in batch.drain(..) {
+            // the first that finds the queue away is the last that waits for it in vain
+            let new = match away.load(Ordering::Relaxed) {
+                true => Err(gone()),
+                false => match insert(backend, std::slice::from_ref(&waiting.upload)).await {
+                    Ok(ids) => Ok(!ids.is_empty()),
+                    Err(failed) => Err(heard(failed)),
+                },
+            };
+            arrivals.notify_one();
+            answer(backend, waiting, new).await;
+        }
+        return;
+    }
+    let answers = batch.drain(..).map(|waiting| {
         // of the same upload twice in one batch, one is new
-        let is_new = |upload: &Arc<Upload>| match &mut inserted {
-            Ok(ids) => Ok(ids.remove(&upload.id)),
-            Err(failed) => Err(told_if_away(failed.clone())),
+        let new = match &mut inserted {
+            Ok(ids) => Ok(ids.remove(&waiting.upload.id)),
+            Err(failed) => Err(heard(failed.clone())),
         };
-        return uploads.iter().map(is_new).collect();
-    }
-    let mut are_new = Vec::with_capacity(uploads.len());
-    for upload in uploads {
-        are_new.push(match away.load(Ordering::Relaxed) {
-            true => Err(gone()),
-            false => {
-                insert(backend, std::slice::from_ref(upload)).await.map(|ids| !ids.is_empty()).map_err(told_if_away)
-            }
-        });
-    }
-    are_new
+        answer(backend, waiting, new)
+    });
+    // together: who is new hears of it at once, and who is not does not wait for the others' records
+    let answers: Vec<_> = answers.collect();
+    arrivals.notify_one();
+    join_all(answers).await;
 }
 
-fn gone() -> Error {
+async fn answer(backend: &Backend, Waiting { upload, answer }: Waiting, new: Result<bool>) {
+    drop(answer.send(accepted(backend, upload, new).await));
+}
+
+/// What those are told that find the queue away.
+pub(super) fn gone() -> Error {
     Error::Unavailable("the queue is away".to_owned())
 }
 

@@ -138,7 +138,7 @@ impl Queue {
     /// Whether the queue answers, without waiting for one that is known to be away.
     pub async fn check(&self) -> Result<()> {
         if self.accepting.is_away() {
-            return Err(Error::Unavailable("the queue is away".to_owned()));
+            return Err(group_commit::gone());
         }
         match tokio::time::timeout(Duration::from_secs(2), self.books()).await {
             Ok(books) => books.map(drop),

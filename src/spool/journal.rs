@@ -1,7 +1,7 @@
 //! The journal: which photos were acknowledged while the queue was away, as an empty mark for each beside the spool's photos.
 //!
-//! Always: a mark is durable before the photo is acknowledged. Never: taken off while the photo is on disk and the queue does not
-//! have it.
+//! Always: a mark is durable before its photo is acknowledged. Never: the only way to such a photo; a look through the spool finds
+//! those too whose mark is gone.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,7 +1,7 @@
 //! The room for photos: what the disk has, what of it is kept in reserve, and what the spool may hold.
 //!
-//! Always: a photo that would eat into the reserve, the ballast's room or the spool's own limit is refused before it is written.
-//! Never: touches a photo.
+//! Always: what a photo's head declares is held against the reserve, the ballast and the spool's own limit before its body is read;
+//! against the ballast once more when it is written. Never: touches a photo.
 
 use std::sync::atomic::Ordering;
 
