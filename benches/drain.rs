@@ -63,7 +63,8 @@ fn paced_seconds(plan: &Plan) -> u64 {
 /// What the store holds at the end, of all rounds.
 pub fn stored_bytes(plan: &Plan) -> u64 {
     let unpaced = 2 * PHOTOS_UNPACED * PHOTO_BYTES + WRK_SECONDS * WRK_BYTES_PER_SECOND;
-    u64::from(plan.rounds) * (unpaced + 2 * PACED * paced_seconds(plan))
+    let beside_the_store = PHOTOS_UNPACED * PHOTO_BYTES;
+    beside_the_store + u64::from(plan.rounds) * (unpaced + 2 * PACED * paced_seconds(plan))
 }
 
 pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
@@ -81,17 +82,17 @@ pub async fn run_all(plan: &Plan, bodies: &Bodies, report: &mut Report) {
                     Turn::Theirs => {
                         plan.tell(round, &format!("rclone copies {photos} photos"));
                         theirs.push(copied(&rclone, &store, photos, rate).await);
+                        settle().await;
+                        if rate == UNPACED {
+                            plan.tell(round, "wrk puts what it has in memory");
+                            bare.push(put_by_wrk(&store, bodies, round).await);
+                        }
                     }
                     Turn::Ours => {
                         plan.tell(round, &format!("forebay drains {photos} photos"));
                         ours.push(drained(&store, photos, rate).await);
                     }
                 }
-                settle().await;
-            }
-            if rate == UNPACED {
-                plan.tell(round, "wrk puts what it has in memory");
-                bare.push(put_by_wrk(&store, bodies, round).await);
                 settle().await;
             }
         }
@@ -160,6 +161,7 @@ async fn drained(store: &weed::Server, photos: u64, rate: u64) -> Seen {
     let settings = allowing(&s3_settings(&store.endpoint, &bucket), rate);
     let mut backlog = Backlog::new(None).await;
     backlog.add(photos * PHOTO_BYTES).await;
+    settle().await;
     let (began, stores) = (Instant::now(), cpu(store.pid()));
     let drain = Program::start("drain", &settings, &backlog.data()).await;
     let longest = Duration::from_secs(600 + photos * PHOTO_BYTES / rate);
@@ -172,6 +174,8 @@ async fn copied(rclone: &Rclone, store: &weed::Server, photos: u64, rate: u64) -
     let settings = s3_settings(&store.endpoint, &bucket);
     let folder = tempfile::tempdir().expect("a folder for photos");
     write_files(folder.path(), photos);
+    // what it is to read is in memory, and not on its way to the disk any more
+    settle().await;
     let (began, stores) = (Instant::now(), cpu(store.pid()));
     let mut copy = rclone.copy(folder.path(), &settings, TRANSFERS, (rate != UNPACED).then_some(rate));
     while !copy.has_ended() {
@@ -184,8 +188,9 @@ async fn copied(rclone: &Rclone, store: &weed::Server, photos: u64, rate: u64) -
 
 /// Photos from memory, each to a key of its own.
 async fn put_by_wrk(store: &weed::Server, bodies: &Bodies, round: u32) -> Seen {
-    use_bucket(&store.bucket_named(weed::OPEN_BUCKET).await).await;
-    let url = format!("{}/{}/{round}-*", store.endpoint.url, weed::OPEN_BUCKET);
+    let bucket = format!("{}{round}", weed::OPEN_BUCKETS);
+    use_bucket(&store.bucket_named(&bucket).await).await;
+    let url = format!("{}/{bucket}/*", store.endpoint.url);
     let load = Load { connections: WRK_CONNECTIONS, seconds: WRK_SECONDS, per_second: None };
     let stores = cpu(store.pid());
     let seen = load::send("PUT", &url, "image/jpeg", &bodies.raw, load).await;

@@ -97,8 +97,12 @@ impl Plan {
         Ok(Plan {
             uploads: uploads.parse().map_err(|_| format!("UPLOADS is a number, not {uploads:?}"))?,
             what: What::read(&asked("WHAT", "all"))?,
-            rounds: rounds.parse().map_err(|_| format!("ROUNDS is a number, not {rounds:?}"))?,
-            seconds: parse_span(&span).map_err(|error| format!("FOR: {error}"))?.as_secs().max(1),
+            rounds: rounds.parse::<u8>().map_err(|_| format!("ROUNDS is a number up to 255, not {rounds:?}"))?.into(),
+            seconds: match parse_span(&span).map_err(|error| format!("FOR: {error}"))?.as_secs() {
+                0 => 1,
+                seconds @ ..=3600 => seconds,
+                _ => return Err(format!("FOR is an hour at most, not {span}")),
+            },
         })
     }
 
@@ -111,13 +115,14 @@ impl Plan {
 /// What a second of load may bring to the disk at most, on the machines that were seen: as nginx takes it.
 const STORED_PER_SECOND: u64 = 1_100_000_000;
 
-/// An error where the disk has less than what may be stored at once: whoever has to refuse a photo is not measured.
+/// An error where the disk has less than what throughput and the way out may store at once: whoever has to refuse a photo is not
+/// measured.
 fn room_for(plan: &Plan) -> std::io::Result<()> {
     let folder = std::env::temp_dir();
     let disk = rustix::fs::statvfs(&folder)?;
     let free = disk.f_bavail * disk.f_frsize;
     let of = |part, bytes| if plan.what.has(part) { bytes } else { 0 };
-    let round = of(What::Throughput, throughput::seconds(plan).saturating_mul(STORED_PER_SECOND));
+    let round = of(What::Throughput, throughput::seconds(plan) * STORED_PER_SECOND);
     let needed = round.max(of(What::Drain, drain::stored_bytes(plan)));
     match free < needed {
         false => Ok(()),

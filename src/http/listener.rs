@@ -123,8 +123,9 @@ mod tests {
     use axum::routing::get;
     use bytes::Bytes;
     use futures_util::stream;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::oneshot;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -146,8 +147,13 @@ mod tests {
         let unread = Duration::from_millis(500);
         tokio::spawn(serve_readers(listener, router, stop, Duration::ZERO, unread));
         reader.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+        let mut head = [0; 15];
+        reader.read_exact(&mut head).await.unwrap();
+        assert_eq!(head, *b"HTTP/1.1 200 OK");
+        let began = Instant::now();
         let ended = tokio::time::timeout(Duration::from_secs(30), given_up).await;
         assert!(ended.expect("it does not wait for good").is_err());
+        assert!(began.elapsed() >= unread / 2, "it was ended for that");
     }
 
     #[tokio::test]

@@ -120,6 +120,12 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
 
 /// Commits all in one transaction, or each in its own if one of them is to blame that they are refused together; and answers them.
 async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, batch: &mut Vec<Waiting>) {
+    // the first that finds the queue away is the last that waits for it in vain
+    let is_away = || away.load(Ordering::Relaxed);
+    let inserted = async |uploads: &[Arc<Upload>]| match is_away() {
+        true => Err(Failed::Away(gone())),
+        false => insert(backend, uploads).await,
+    };
     let heard = |failed: Failed| {
         if let Failed::Away(error) = &failed
             && !away.swap(true, Ordering::Relaxed)
@@ -130,29 +136,26 @@ async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, ba
         failed.into_error()
     };
     let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
-    let mut inserted = insert(backend, &uploads).await;
-    if matches!(inserted, Err(Failed::Refused(_))) && batch.len() > 1 {
+    let mut together = inserted(&uploads).await;
+    if matches!(together, Err(Failed::Refused(_))) && batch.len() > 1 {
         for waiting in batch.drain(..) {
-            // the first that finds the queue away is the last that waits for it in vain
-            let new = match away.load(Ordering::Relaxed) {
-                true => Err(gone()),
-                false => match insert(backend, std::slice::from_ref(&waiting.upload)).await {
-                    Ok(ids) => Ok(!ids.is_empty()),
-                    Err(failed) => Err(heard(failed)),
-                },
-            };
-            arrivals.notify_one();
-            answer(backend, waiting, new).await;
+            let alone = inserted(std::slice::from_ref(&waiting.upload)).await;
+            let new = alone.map(|ids| !ids.is_empty()).map_err(heard);
+            if matches!(new, Ok(true)) {
+                arrivals.notify_one();
+            }
+            // the others do not wait until the record of one that is not new has been read
+            tokio::spawn(answer(backend.clone(), waiting, new));
         }
         return;
     }
     let answers = batch.drain(..).map(|waiting| {
         // of the same upload twice in one batch, one is new
-        let new = match &mut inserted {
+        let new = match &mut together {
             Ok(ids) => Ok(ids.remove(&waiting.upload.id)),
             Err(failed) => Err(heard(failed.clone())),
         };
-        answer(backend, waiting, new)
+        answer(backend.clone(), waiting, new)
     });
     // together: who is new hears of it at once, and who is not does not wait for the others' records
     let answers: Vec<_> = answers.collect();
@@ -160,8 +163,8 @@ async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, ba
     join_all(answers).await;
 }
 
-async fn answer(backend: &Backend, Waiting { upload, answer }: Waiting, new: Result<bool>) {
-    drop(answer.send(accepted(backend, upload, new).await));
+async fn answer(backend: Backend, Waiting { upload, answer }: Waiting, new: Result<bool>) {
+    drop(answer.send(accepted(&backend, upload, new).await));
 }
 
 /// What those are told that find the queue away.

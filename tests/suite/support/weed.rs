@@ -19,8 +19,8 @@ use super::{eventually, free_port, scratch};
 
 pub const ACCESS_KEY: &str = "test-access";
 pub const SECRET_KEY: &str = "test-secret";
-/// The bucket that takes objects from those who do not say who they are.
-pub const OPEN_BUCKET: &str = "open";
+/// How the names of buckets begin that take objects from those who do not say who they are.
+pub const OPEN_BUCKETS: &str = "open-";
 
 /// One server. Ended and removed when dropped.
 pub struct Server {
@@ -40,7 +40,7 @@ impl Server {
                 "credentials": [{ "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY }],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
             },
-            { "name": "anonymous", "actions": [format!("Write:{OPEN_BUCKET}")] },
+            { "name": "anonymous", "actions": [format!("Write:{OPEN_BUCKETS}*")] },
         ]});
         let config = folder.join("s3.json");
         std::fs::write(&config, identities.to_string()).unwrap();
