@@ -131,10 +131,6 @@ impl fmt::Display for Moment {
 }
 
 /// The link's rate as people call it: `200 Mbit/s`.
-fn link_in_words(link: Rate) -> String {
-    format!("{} Mbit/s", (link.mbit() * 1000.0).round() / 1000.0)
-}
-
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ends = |f: &mut fmt::Formatter<'_>, until: &Option<Moment>| match until {
@@ -142,14 +138,14 @@ impl fmt::Display for Rule {
             None => Ok(()),
         };
         match self {
-            Rule::Share { share, link } => write!(f, "{share} of {}", link_in_words(*link)),
+            Rule::Share { share, link } => write!(f, "{share} of {}", link.in_mbit()),
             Rule::Timetable { point, until } => {
                 write!(f, "timetable: {point}")?;
                 until.as_ref().map_or(Ok(()), |until| write!(f, ", until {until}"))
             }
             Rule::Set { amount, link, who, since, until } => {
                 match amount {
-                    Amount::Share(share) => write!(f, "{share} of {}", link_in_words(*link))?,
+                    Amount::Share(share) => write!(f, "{share} of {}", link.in_mbit())?,
                     Amount::Rate(rate) => write!(f, "{rate}")?,
                 }
                 write!(f, ", set by {who} at {since}")?;

@@ -145,10 +145,10 @@ async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
         if still(&before) == still(&counted) && purged_only {
             return Ok(());
         }
-        last = Some((before, counted));
         if before != after {
-            continue; // it moved meanwhile
+            continue; // it moved meanwhile, and so nothing can be said
         }
+        last = Some((before, counted));
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     if let Some((books, counted)) = last {
@@ -378,7 +378,14 @@ async fn check_ledger(
                         report.not_looked_for += 1;
                         continue;
                     }
-                    Some((bucket, _)) => bucket.read_back(&ack.object_key).await? == Some((ack.size_bytes, ack.sha256)),
+                    Some((bucket, _)) => match bucket.read_back(&ack.object_key).await {
+                        Ok(found) => found == Some((ack.size_bytes, ack.sha256)),
+                        // the rest is told all the same
+                        Err(_) => {
+                            report.not_looked_for += 1;
+                            continue;
+                        }
+                    },
                     None => false,
                 };
                 if !in_bucket {

@@ -226,19 +226,22 @@ impl Value {
     }
 }
 
-/// `postgres://user:***@host/db`: everything but the password; text without a recognisable password is hidden whole,
-/// unless it is a plain word.
+/// `postgres://user:***@host/db`: scheme, user and place, nothing that may be a password or part of one; text in which these cannot
+/// be told apart is hidden whole, unless it is a plain word.
 fn redacted(text: &str) -> String {
-    let plain_word = text.chars().all(|c| c.is_ascii_alphanumeric());
-    match (text.split_once("://"), text.rfind('@')) {
-        _ if plain_word => text.to_owned(),
-        (Some((scheme, rest)), Some(at)) => {
-            let user = rest.split([':', '@']).next().unwrap_or("");
-            let place = text[at + 1..].split('?').next().unwrap_or("");
-            format!("{scheme}://{user}:***@{place}")
-        }
-        _ => "***".to_owned(),
+    if text.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return text.to_owned();
     }
+    let told_apart = || {
+        let (scheme, rest) = text.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        let (who, host) = authority.rsplit_once('@')?;
+        let user = who.split(':').next()?;
+        let path = rest[authority.len()..].split(['?', '#']).next()?;
+        // a password that was not escaped may go on there
+        (!path.contains('@')).then(|| format!("{scheme}://{user}:***@{host}{path}"))
+    };
+    told_apart().unwrap_or_else(|| "***".to_owned())
 }
 
 /// All that is wrong with a configuration.
@@ -319,11 +322,15 @@ impl Source {
                     .any(|s| name == s.variable || (s.secret && name.strip_suffix("_FILE") == Some(s.variable)))
         };
         // Kubernetes gives every pod such variables when a service is called forebay
-        let injected = |name: &str| name.starts_with("FOREBAY_PORT") || name.starts_with("FOREBAY_SERVICE_");
+        let injected = |name: &str, text: &str| {
+            name.starts_with("FOREBAY_SERVICE_")
+                || name.starts_with("FOREBAY_PORT_")
+                || (name == "FOREBAY_PORT" && text.contains("://"))
+        };
         self.environment
-            .keys()
-            .filter(|name| name.starts_with("FOREBAY_") && !known(name) && !injected(name))
-            .map(|name| format!("{name}: there is no such setting; `forebay config` lists them all"))
+            .iter()
+            .filter(|(name, text)| name.starts_with("FOREBAY_") && !known(name) && !injected(name, text))
+            .map(|(name, _)| format!("{name}: there is no such setting; `forebay config` lists them all"))
             .collect()
     }
 }
@@ -373,6 +380,8 @@ impl Config {
         });
         let body_timeout = read.parsed("FOREBAY_BODY_TIMEOUT", |text| match parse_span(text)? {
             Duration::ZERO => Err("expected more than no time at all".to_owned()),
+            // a file that is unfinished for an hour has no writer any more
+            span if span > BODY_TIMEOUT_MAX => Err(format!("expected half an hour at most, found {text:?}")),
             span => Ok(span),
         });
         let retain = read.parsed("FOREBAY_RETAIN", |text| span_within(text, Duration::ZERO));
@@ -503,11 +512,46 @@ fn queue_url(text: &str, data_dir: &std::path::Path) -> Result<QueueUrl, String>
     match text {
         "sqlite" => Ok(QueueUrl::Sqlite(data_dir.join("queue.sqlite"))),
         _ if text.starts_with("postgres://") || text.starts_with("postgresql://") => {
-            Ok(QueueUrl::Postgres(text.to_owned()))
+            match parameters(text).find(|name| !POSTGRES_PARAMETERS.contains(name) && !name.starts_with("options[")) {
+                // not its value, which may be a password
+                Some(unknown) => Err(format!("there is no parameter {unknown:?} of a Postgres URL")),
+                None => Ok(QueueUrl::Postgres(text.to_owned())),
+            }
         }
         // the text may hold a password, so it is not repeated
         _ => Err("expected sqlite or postgres://user:password@host/database".to_owned()),
     }
+}
+
+/// The longest that a body may take to come.
+const BODY_TIMEOUT_MAX: Duration = Duration::from_secs(1800);
+
+/// What sqlx knows. It logs others with their values, whatever they are, and goes on without them.
+const POSTGRES_PARAMETERS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// The names of the parameters of a URL.
+fn parameters(url: &str) -> impl Iterator<Item = &str> {
+    let query = url.split_once('?').map_or("", |(_, query)| query).split('#').next().unwrap_or("");
+    query.split('&').filter(|parameter| !parameter.is_empty()).map(|p| p.split('=').next().unwrap_or(p))
 }
 
 /// Empty is none. S3's own rules for names, in short.
@@ -610,6 +654,31 @@ mod tests {
     }
 
     #[test]
+    fn of_a_queues_url_nothing_is_shown_that_may_be_of_its_password() {
+        for (url, shown) in [
+            ("sqlite", "sqlite"),
+            ("postgres://anna:secret@db:5432/forebay?sslmode=require", "postgres://anna:***@db:5432/forebay"),
+            ("postgres://anna:se@cret@db/forebay", "postgres://anna:***@db/forebay"),
+            ("postgres://anna@db/forebay?password=se@cret", "postgres://anna:***@db/forebay"),
+            ("postgres:///forebay?host=/run&user=anna&password=se@cret", "***"),
+            ("postgres://anna:se/cr@et@db/forebay", "***"),
+            ("postgres://anna:s@e/cr@et@db/forebay", "***"),
+            ("postgres://anna:se?cret@db/forebay", "***"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_parameter_of_the_queues_url_that_is_not_known_is_an_error_that_keeps_its_value() {
+        let load = |url| Config::load(&source(&[("FOREBAY_QUEUE_URL", url)]));
+        assert!(load("postgres://anna@db/forebay?sslmode=require&options[statement_timeout]=5s&port=5433#x").is_ok());
+        let error = load("postgres://anna@db/forebay?host=/run&pasword=secret").unwrap_err().to_string();
+        assert!(error.contains("FOREBAY_QUEUE_URL: there is no parameter \"pasword\""), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
     fn crash_points_are_armed_by_a_variable_that_is_not_listed() {
         let config = Config::load(&source(&[("FOREBAY_CRASH_POINTS", "spool.sync:abort:3")])).unwrap();
         assert_eq!(config.crash_points, crash_points::parse("spool.sync:abort:3").unwrap());
@@ -621,5 +690,7 @@ mod tests {
     #[test]
     fn variables_that_kubernetes_injects_are_let_be() {
         assert!(Config::load(&source(&[("FOREBAY_SERVICE_HOST", "10.0.0.1"), ("FOREBAY_PORT_8080_TCP", "x")])).is_ok());
+        assert!(Config::load(&source(&[("FOREBAY_PORT", "tcp://10.0.0.1:8080")])).is_ok());
+        assert!(Config::load(&source(&[("FOREBAY_PORT", "8080")])).is_err(), "no such setting");
     }
 }

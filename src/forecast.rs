@@ -203,7 +203,11 @@ fn left_before(site: &Site) -> VecDeque<Left> {
 
 fn course(site: &Site) -> Course {
     let horizon = HORIZON.as_millis() as f64;
-    let retain = site.retain.as_millis() as f64;
+    // each stretch ends when something does, and so a short time would make as many of them as it goes into the horizon
+    let retain = match site.retain.as_millis() as i64 {
+        ..STEP_MS => 0.0,
+        retain => retain as f64,
+    };
     let (mut left, mut wall) = (left_before(site), Wall::new(site.zone));
     let (mut t, mut backlog, mut used) = (0.0, site.backlog_bytes, 0.0);
     let noise = site.arriving.bytes_per_second * ON_ITS_WAY_SECONDS;
@@ -413,6 +417,29 @@ mod tests {
             retain: Duration::ZERO,
             held: true,
         })
+    }
+
+    #[test]
+    fn a_retention_of_a_moment_is_none() {
+        let allowed = always(Some(5_000_000));
+        let of = |retain| {
+            Forecast::of(&Site {
+                now: now(),
+                zone: &zone(),
+                link: Rate(25_000_000),
+                arriving: expected(8_333_333.0),
+                allowed: &allowed,
+                allowed_before: &[],
+                wire_factor: 1.0,
+                backlog_bytes: 0.0,
+                usable_bytes: 1e12,
+                retained_bytes: 0.0,
+                retain,
+                held: true,
+            })
+        };
+        // each millisecond of two months would be looked at
+        assert_eq!(of(Duration::from_millis(1)).words, of(Duration::ZERO).words);
     }
 
     #[test]

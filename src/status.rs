@@ -175,7 +175,7 @@ impl fmt::Display for RateStatus {
             write!(f, "\nafterwards {}, set by {}", set.rate, set.who)?;
         }
         let UplinkStatus { bytes_per_second, share, timezone } = &self.uplink;
-        write!(f, "\nuplink     {:.0} Mbit/s", Rate(*bytes_per_second).mbit())?;
+        write!(f, "\nuplink     {}", Rate(*bytes_per_second).in_mbit())?;
         match &self.timetable {
             None => write!(f, ", of which {share}"),
             Some(week) => {

@@ -45,6 +45,11 @@ impl Rate {
     pub fn mbit(self) -> f64 {
         self.0 as f64 * 8.0 / 1e6
     }
+
+    /// In megabits, to the thousandth: `200 Mbit/s`, `0.5 Mbit/s`.
+    pub fn in_mbit(self) -> String {
+        format!("{} Mbit/s", (self.mbit() * 1000.0).round() / 1000.0)
+    }
 }
 
 impl Share {
@@ -197,13 +202,19 @@ impl FromStr for UnixMs {
     }
 }
 
+/// No span is longer: it could not be added to any moment.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// Parses a span such as `60s`, `10m`, `1h30m`, `7d`; `0` is none.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     if text.trim() == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text.trim())
-        .map_err(|_| format!("expected a span such as 60s, 10m, 1h30m or 7d, found {text:?}"))
+    match humantime::parse_duration(text.trim()) {
+        Ok(span) if span <= SPAN_MAX => Ok(span),
+        Ok(_) => Err(format!("expected a hundred years at most, found {text:?}")),
+        Err(_) => Err(format!("expected a span such as 60s, 10m, 1h30m or 7d, found {text:?}")),
+    }
 }
 
 /// Prints a span in its two largest units, as a person would say it: `3d 12h`, `4m 10s`, `0s`.

@@ -236,16 +236,24 @@ async fn migrate(
         return Err(Failure(format!("{}: {error}", path.display())));
     }
     tracing::warn!(%error, "the queue is away; its schema is checked when it is back");
-    let (queue, stop) = (queue.clone(), stop.clone());
+    let (queue, stop, mut said) = (queue.clone(), stop.clone(), error.to_string());
     tasks.spawn(async move {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = stop.cancelled() => return,
             }
-            if queue.migrate().await.is_ok() {
-                tracing::info!("the queue is there and its schema is up to date");
-                return;
+            match queue.migrate().await {
+                Ok(_) => {
+                    tracing::info!("the queue is there and its schema is up to date");
+                    return;
+                }
+                // one that lacks a right, or is newer than this program, is not away and never comes back by itself
+                Err(error) if error.to_string() != said => {
+                    tracing::warn!(%error, "the queue's schema cannot be brought up to date; trying again");
+                    said = error.to_string();
+                }
+                Err(_) => {}
             }
         }
     });

@@ -25,10 +25,12 @@ use crate::queue::{Queue, Record, Tally};
 use crate::shedding::{Marks, WhenFull};
 use crate::spool::Spool;
 use crate::status::Condition;
-use crate::upload::{Upload, UploadId};
+use crate::upload::Upload;
 
 /// Photos removed in one go.
 const REMOVE_AT_ONCE: u32 = 200;
+/// Photos that cannot be removed, beside which others are still looked for.
+const STUCK_MAX: u32 = 5_000;
 /// Records purged in one transaction.
 const PURGE_AT_ONCE: u32 = 1000;
 /// Lines tended in one transaction.
@@ -69,6 +71,31 @@ struct Looked {
     due: Instant,
     /// How many have failed since the last that did not.
     failures: u32,
+}
+
+/// Which photos may go.
+#[derive(Clone, Copy)]
+enum Removable {
+    /// Uploaded, and retained for as long as was asked for.
+    Uploaded,
+    Shed,
+}
+
+/// Photos that are over and cannot be taken off the disk.
+#[derive(Default)]
+struct Stuck {
+    photos: u32,
+    bytes: u64,
+    /// Why the first cannot.
+    failed: Option<Error>,
+}
+
+impl Stuck {
+    fn add(&mut self, bytes: u64, error: Error) {
+        self.photos += 1;
+        self.bytes += bytes;
+        self.failed.get_or_insert(error);
+    }
 }
 
 impl Keeper {
@@ -122,46 +149,60 @@ impl Keeper {
     }
 
     async fn clean(&self) -> Result<()> {
-        loop {
-            let records = self.queue.removable(self.retain, REMOVE_AT_ONCE).await?;
-            self.remove(&records).await?;
-            if records.len() < REMOVE_AT_ONCE as usize {
-                return Ok(());
-            }
-        }
+        self.remove_all(Removable::Uploaded).await
     }
 
     async fn clean_shed(&self) -> Result<()> {
+        self.remove_all(Removable::Shed).await
+    }
+
+    /// Takes all photos off the disk that are over, some at a time, oldest first. Those that cannot be removed do not keep the others
+    /// there; the error is that of the first.
+    async fn remove_all(&self, which: Removable) -> Result<()> {
+        let mut stuck = Stuck::default();
         loop {
-            let records = self.queue.removable_shed(REMOVE_AT_ONCE).await?;
-            self.remove(&records).await?;
-            if records.len() < REMOVE_AT_ONCE as usize {
-                return Ok(());
+            let limit = REMOVE_AT_ONCE + stuck.photos;
+            let records = match which {
+                Removable::Uploaded => self.queue.removable(self.retain, limit).await?,
+                Removable::Shed => self.queue.removable_shed(limit).await?,
+            };
+            stuck = self.remove(&records).await?;
+            if records.len() < limit as usize || stuck.photos >= STUCK_MAX {
+                return stuck.failed.map_or(Ok(()), Err);
             }
         }
     }
 
-    /// Takes photos off the disk, and says so in their records.
-    async fn remove(&self, records: &[Record]) -> Result<()> {
+    /// Takes photos off the disk, and says so in their records; those that cannot be removed.
+    async fn remove(&self, records: &[Record]) -> Result<Stuck> {
         if records.is_empty() {
-            return Ok(());
+            return Ok(Stuck::default());
         }
         let cut_short = |e| Error::unavailable("cannot remove a photo", e);
         let uploads: Vec<Arc<Upload>> = records.iter().map(|record| record.upload.clone()).collect();
-        let ids: Vec<UploadId> = uploads.iter().map(|upload| upload.id).collect();
         let spool = self.spool.clone();
         // all in one step: a thread that is called for each would cost more than the removal
         let removal = tokio::task::spawn_blocking(move || {
-            for upload in uploads {
+            let remove = |upload: &Upload| {
                 crash_points::pass_blocking(Point::KeeperRemove).map_err(cut_short)?;
-                spool.remove_now(&upload)?;
-                crash_points::pass_blocking(Point::KeeperRemoved).map_err(cut_short)?;
+                spool.remove_now(upload)?;
+                crash_points::pass_blocking(Point::KeeperRemoved).map_err(cut_short)
+            };
+            let (mut removed, mut stuck) = (Vec::with_capacity(uploads.len()), Stuck::default());
+            for upload in uploads {
+                match remove(&upload) {
+                    Ok(()) => removed.push(upload.id),
+                    Err(error) => stuck.add(upload.size_bytes, error),
+                }
             }
-            Ok(())
+            (removed, stuck)
         });
-        removal.await.unwrap_or_else(|e| Err(Error::unavailable("the removal of photos ended early", e)))?;
-        self.queue.removed(&ids).await?;
-        crash_points::pass(Point::KeeperTold).await.map_err(cut_short)
+        let (removed, stuck) = removal.await.map_err(|e| Error::unavailable("the removal of photos ended early", e))?;
+        if !removed.is_empty() {
+            self.queue.removed(&removed).await?;
+        }
+        crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
+        Ok(stuck)
     }
 
     /// Sheds queued uploads when the room for new ones falls below the low mark, until it will reach the high one.
@@ -185,17 +226,19 @@ impl Keeper {
             return Ok(());
         }
         // what is in the bucket is given up before what is nowhere else, whatever its retention, and though it were to go in a moment
-        while left > 0 {
-            let retained = self.queue.removable(Duration::ZERO, REMOVE_AT_ONCE).await?;
-            self.remove(&retained).await?;
-            let bytes: u64 = retained.iter().map(|record| record.upload.size_bytes).sum();
+        let mut stuck = Stuck::default();
+        while left > 0 && stuck.photos < STUCK_MAX {
+            let limit = REMOVE_AT_ONCE + stuck.photos;
+            let retained = self.queue.removable(Duration::ZERO, limit).await?;
+            stuck = self.remove(&retained).await?;
+            let bytes = retained.iter().map(|record| record.upload.size_bytes).sum::<u64>() - stuck.bytes;
             tracing::debug!(uploads = retained.len(), bytes, "the disk is full: uploaded photos go before their time");
-            if bytes == 0 {
+            left = left.saturating_sub(bytes);
+            if retained.len() < limit as usize {
                 break;
             }
-            left = left.saturating_sub(bytes);
         }
-        let (mut lost, mut devices, mut failed) = (Tally::default(), BTreeSet::new(), None);
+        let (mut lost, mut devices, mut failed) = (Tally::default(), BTreeSet::new(), stuck.failed);
         while left > 0 {
             let shed = match self.when_full {
                 WhenFull::Refuse => return Ok(()),

@@ -33,6 +33,13 @@ impl Space {
     pub fn usable_bytes(&self) -> u64 {
         self.free_bytes.saturating_sub(self.reserve_bytes)
     }
+
+    /// Bytes in photos of so many each for which there are inodes before their reserve is reached; none where the file system does not
+    /// count them.
+    pub fn usable_by_inodes(&self, photo_bytes: u64) -> Option<u64> {
+        let inodes = self.free_inodes.saturating_sub(self.reserve_inodes);
+        (self.total_inodes > 0).then(|| inodes.saturating_mul(photo_bytes))
+    }
 }
 
 impl Spool {
@@ -142,4 +149,23 @@ impl Spool {
 /// Bytes of a file system in all, and those that an unprivileged process may still write.
 fn room(stat: &StatVfs) -> (u64, u64) {
     (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_few_inodes_has_room_for_as_many_photos() {
+        let disk = Space {
+            total_bytes: 1_000_000_000,
+            free_bytes: 1_000_000_000,
+            reserve_bytes: 0,
+            total_inodes: 1000,
+            free_inodes: 900,
+            reserve_inodes: 50,
+        };
+        assert_eq!(disk.usable_by_inodes(250_000), Some(850 * 250_000));
+        assert_eq!(Space { total_inodes: 0, ..disk }.usable_by_inodes(250_000), None);
+    }
 }

@@ -12,6 +12,7 @@ use forebay::config::Endpoint;
 use forebay::drain::Drain;
 use forebay::fleet::photo::Camera;
 use forebay::pacer::{Pacer, Turn};
+use forebay::queue::Pick;
 use forebay::status::Condition;
 use forebay::units::{Rate, UnixMs};
 use forebay::upload::{Sha256, State};
@@ -116,6 +117,28 @@ async fn an_uploaded_photo_stays_while_it_is_to_be_retained() {
     in_state(&site, &record, State::Uploaded).await;
     assert_eq!(site.queue.removable(site.config.retain, 10).await.unwrap(), []);
     assert_eq!(site.files().await, (1, 0));
+}
+
+#[tokio::test]
+async fn a_photo_that_cannot_be_removed_keeps_no_other_on_the_disk() {
+    let site = Site::start(&[]).await;
+    let records = site.accept_photos(3).await;
+    for record in &records {
+        let lease = site.queue.claim("test", 1, Duration::from_secs(60), Pick::Backlog).await.unwrap().remove(0);
+        site.queue.finish(&lease).await.unwrap();
+        assert_eq!(lease.upload.id, record.upload.id);
+    }
+    // what is not a file is not removed as one
+    let stuck = site.spool.path(records[0].upload.id);
+    std::fs::remove_file(&stuck).unwrap();
+    std::fs::create_dir(&stuck).unwrap();
+    let _house = keep_house(&site);
+    eventually("the others to be removed", async || (site.files().await == (1, 0)).then_some(())).await;
+    let on_disk = eventually("the books to know it", async || {
+        let on_disk = site.queue.books().await.unwrap().on_disk;
+        (on_disk.uploads == 1).then_some(on_disk)
+    });
+    assert_eq!(on_disk.await.bytes as u64, records[0].upload.size_bytes);
 }
 
 #[tokio::test]
