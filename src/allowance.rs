@@ -130,7 +130,6 @@ impl fmt::Display for Moment {
     }
 }
 
-/// The link's rate as people call it: `200 Mbit/s`.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ends = |f: &mut fmt::Formatter<'_>, until: &Option<Moment>| match until {

@@ -145,10 +145,8 @@ async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
         if still(&before) == still(&counted) && purged_only {
             return Ok(());
         }
-        if before != after {
-            continue; // it moved meanwhile, and so nothing can be said
-        }
-        last = Some((before, counted));
+        // of what moved meanwhile nothing can be said
+        last = (before == after).then_some((before, counted)).or(last);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     if let Some((books, counted)) = last {
@@ -328,6 +326,9 @@ async fn check_bucket(
     Ok(Ok(()))
 }
 
+/// Reads from the bucket that may fail one after another before it is asked no more.
+const UNANSWERED_MAX: u32 = 3;
+
 /// Every acknowledgement must be true: the photo is on disk, or in the bucket, with the bytes that were sent.
 async fn check_ledger(
     path: &Path,
@@ -347,6 +348,7 @@ async fn check_ledger(
     })
     .map_err(|e| Error::unavailable(format_args!("cannot read the ledger {}", path.display()), e))?;
 
+    let (mut unanswered, mut why) = (0, None);
     for (id, (ack, device_id, upload_id)) in acks {
         report.acknowledged += 1;
         report.acknowledged_bytes += ack.size_bytes;
@@ -374,15 +376,20 @@ async fn check_ledger(
                 // its record may have been purged
                 let in_bucket = match subjects.bucket {
                     // each would be waited for in vain
-                    Some(_) if !report.bucket_looked_at => {
+                    Some(_) if !report.bucket_looked_at || unanswered >= UNANSWERED_MAX => {
                         report.not_looked_for += 1;
                         continue;
                     }
                     Some((bucket, _)) => match bucket.read_back(&ack.object_key).await {
-                        Ok(found) => found == Some((ack.size_bytes, ack.sha256)),
+                        Ok(found) => {
+                            unanswered = 0;
+                            found == Some((ack.size_bytes, ack.sha256))
+                        }
                         // the rest is told all the same
-                        Err(_) => {
+                        Err(error) => {
                             report.not_looked_for += 1;
+                            unanswered += 1;
+                            why.get_or_insert(error);
                             continue;
                         }
                     },
@@ -396,8 +403,9 @@ async fn check_ledger(
     }
     if report.not_looked_for > 0 {
         let acknowledged = report.not_looked_for;
+        let why = why.map(|error| format!(" to the end: {error}")).unwrap_or_default();
         report.disagree(format!(
-            "{acknowledged} acknowledged uploads can be in the bucket only, and were not looked for"
+            "{acknowledged} acknowledged uploads can be in the bucket only, and were not looked for{why}"
         ));
     }
     Ok(())

@@ -39,6 +39,9 @@ pub fn start(config: &LogConfig) -> Result<Telemetry> {
     let failed = |cause: String| Error::unavailable("cannot start telemetry", cause);
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|e| Error::Refused(format!("FOREBAY_LOG: expected a filter such as info or forebay=debug: {e}")))?;
+    // of a parameter of the queue's URL that it does not know sqlx logs the value, which may be a password with a misspelt name
+    let quiet = "sqlx_postgres::options=off".parse().map_err(|e| failed(format!("{e}")))?;
+    let filter = filter.add_directive(quiet);
     let resource = Resource::builder().with_service_name("forebay").build();
 
     let registry = prometheus::Registry::new();

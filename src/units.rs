@@ -46,7 +46,7 @@ impl Rate {
         self.0 as f64 * 8.0 / 1e6
     }
 
-    /// In megabits, to the thousandth: `200 Mbit/s`, `0.5 Mbit/s`.
+    /// As people call a link's rate, in megabits to the thousandth: `200 Mbit/s`, `0.5 Mbit/s`.
     pub fn in_mbit(self) -> String {
         format!("{} Mbit/s", (self.mbit() * 1000.0).round() / 1000.0)
     }

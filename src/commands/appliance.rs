@@ -1,5 +1,6 @@
 //! `serve`, `ingest`, `drain`: the roles wired together, started and stopped in order.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -220,6 +221,9 @@ fn bind(address: SocketAddr, variable: &str) -> Result<TcpListener, Failure> {
         .map_err(|error| Failure(format!("cannot listen on {address}: {error}; set {variable} to another address")))
 }
 
+/// Different reasons that are told for which the schema cannot be brought up to date.
+const REASONS_MAX: usize = 20;
+
 /// Brings the schema up to date. A Postgres that is away does not keep a process from starting: photos are taken all the
 /// same, and the schema follows when it is back.
 async fn migrate(
@@ -236,7 +240,7 @@ async fn migrate(
         return Err(Failure(format!("{}: {error}", path.display())));
     }
     tracing::warn!(%error, "the queue is away; its schema is checked when it is back");
-    let (queue, stop, mut said) = (queue.clone(), stop.clone(), error.to_string());
+    let (queue, stop, mut told) = (queue.clone(), stop.clone(), HashSet::from([error.to_string()]));
     tasks.spawn(async move {
         loop {
             tokio::select! {
@@ -248,12 +252,12 @@ async fn migrate(
                     tracing::info!("the queue is there and its schema is up to date");
                     return;
                 }
-                // one that lacks a right, or is newer than this program, is not away and never comes back by itself
-                Err(error) if error.to_string() != said => {
-                    tracing::warn!(%error, "the queue's schema cannot be brought up to date; trying again");
-                    said = error.to_string();
+                // a role that lacks a right, or a schema newer than this program, does not come back by itself
+                Err(error) => {
+                    if told.len() < REASONS_MAX && told.insert(error.to_string()) {
+                        tracing::warn!(%error, "the queue's schema is not known to be up to date; trying again");
+                    }
                 }
-                Err(_) => {}
             }
         }
     });

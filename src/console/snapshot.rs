@@ -236,7 +236,7 @@ impl Sampler {
         let allowance = in_force.allowance.unwrap_or(Rate(0));
         let backlog = latest.backlog();
         let of_drain = drain.as_ref().map_or(Condition::Elsewhere, |(_, condition)| condition.borrow().clone());
-        let spool = spool_status(&spool, latest.on_disk);
+        let spool = spool_status(&spool, latest.on_disk.bytes.max(0) as u64, latest.accepted());
         let forecast = self.forecast(&latest, spool.usable_bytes, &of_drain, draining);
         let condition = match (of_drain, &control.pause) {
             (of_drain @ (Condition::Pouring | Condition::Idle | Condition::Paused { .. }), Some(pause))
@@ -309,14 +309,13 @@ fn count(tally: Tally) -> Count {
     Count { uploads: tally.uploads, bytes: tally.bytes }
 }
 
-fn spool_status(spool: &Spool, on_disk: Tally) -> SpoolStatus {
+fn spool_status(spool: &Spool, held_bytes: u64, accepted: Tally) -> SpoolStatus {
     let refusing = spool.refusing().err().map(|error| error.to_string());
-    let held_bytes = on_disk.bytes.max(0) as u64;
     match spool.space() {
         Ok(space) => {
-            // of photos such as those that are there
-            let by_inodes =
-                held_bytes.checked_div(on_disk.uploads.max(0) as u64).and_then(|mean| space.usable_by_inodes(mean));
+            // of photos such as all that have come so far
+            let mean_bytes = (accepted.bytes.max(0) as u64).checked_div(accepted.uploads.max(0) as u64);
+            let by_inodes = mean_bytes.and_then(|mean| space.usable_by_inodes(mean.max(1)));
             SpoolStatus {
                 held_bytes,
                 total_bytes: space.total_bytes,

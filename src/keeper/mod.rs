@@ -30,7 +30,9 @@ use crate::upload::Upload;
 /// Photos removed in one go.
 const REMOVE_AT_ONCE: u32 = 200;
 /// Photos that cannot be removed, beside which others are still looked for.
-const STUCK_MAX: u32 = 5_000;
+const STUCK_MAX: u32 = 1_000;
+/// More than a few bad blocks would keep.
+const STUCK_FEW: u32 = 10;
 /// Records purged in one transaction.
 const PURGE_AT_ONCE: u32 = 1000;
 /// Lines tended in one transaction.
@@ -161,7 +163,7 @@ impl Keeper {
     async fn remove_all(&self, which: Removable) -> Result<()> {
         let mut stuck = Stuck::default();
         loop {
-            let limit = REMOVE_AT_ONCE + stuck.photos;
+            let limit = REMOVE_AT_ONCE + 2 * stuck.photos;
             let records = match which {
                 Removable::Uploaded => self.queue.removable(self.retain, limit).await?,
                 Removable::Shed => self.queue.removable_shed(limit).await?,
@@ -200,8 +202,8 @@ impl Keeper {
         let (removed, stuck) = removal.await.map_err(|e| Error::unavailable("the removal of photos ended early", e))?;
         if !removed.is_empty() {
             self.queue.removed(&removed).await?;
+            crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
         }
-        crash_points::pass(Point::KeeperTold).await.map_err(cut_short)?;
         Ok(stuck)
     }
 
@@ -226,17 +228,22 @@ impl Keeper {
             return Ok(());
         }
         // what is in the bucket is given up before what is nowhere else, whatever its retention, and though it were to go in a moment
-        let mut stuck = Stuck::default();
+        let (mut stuck, mut removed_bytes) = (Stuck::default(), 0);
         while left > 0 && stuck.photos < STUCK_MAX {
-            let limit = REMOVE_AT_ONCE + stuck.photos;
+            let limit = REMOVE_AT_ONCE + 2 * stuck.photos;
             let retained = self.queue.removable(Duration::ZERO, limit).await?;
             stuck = self.remove(&retained).await?;
             let bytes = retained.iter().map(|record| record.upload.size_bytes).sum::<u64>() - stuck.bytes;
             tracing::debug!(uploads = retained.len(), bytes, "the disk is full: uploaded photos go before their time");
             left = left.saturating_sub(bytes);
+            removed_bytes += bytes;
             if retained.len() < limit as usize {
                 break;
             }
+        }
+        // a disk that lets go of nothing gets no room by what is shed, and behind those that are stuck there may be others
+        if stuck.photos >= STUCK_MAX || (stuck.photos >= STUCK_FEW && removed_bytes == 0) {
+            return stuck.failed.map_or(Ok(()), Err);
         }
         let (mut lost, mut devices, mut failed) = (Tally::default(), BTreeSet::new(), stuck.failed);
         while left > 0 {
