@@ -26,7 +26,7 @@ const PACED: u64 = 5_000_000;
 /// Seconds of a paced round for each that was asked for, and the fewest: a drain runs for months, so its start is not to weigh much.
 const PACED_TIMES_AS_LONG: u64 = 4;
 const PACED_SECONDS_MIN: u64 = 10;
-/// Connections and seconds of wrk: with 16 and 32 it had 1 to 4% less.
+/// Connections and seconds of wrk: with 16 and 32 it had 2 to 5% less.
 const WRK_CONNECTIONS: u32 = 8;
 const WRK_SECONDS: u64 = 6;
 /// What a second of it brings at most.

@@ -58,6 +58,8 @@ pub struct Report {
     pub dead: u64,
     /// Given up because the disk was full; these records are their tombstones.
     pub shed: u64,
+    /// The books were held against the records; not where uploads came or went in each moment in which that was tried.
+    pub books_compared: bool,
     /// Objects under the prefix that belong to no record: purged, or not ours.
     pub other_objects: u64,
     /// Acknowledgements in the ledger.
@@ -143,6 +145,7 @@ async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
         let purged_only =
             before.uploaded.uploads >= counted.uploaded.uploads && before.shed.uploads >= counted.shed.uploads;
         if still(&before) == still(&counted) && purged_only {
+            report.books_compared = true;
             return Ok(());
         }
         // of what moved meanwhile nothing can be said
@@ -150,6 +153,7 @@ async fn check_books(queue: &Queue, report: &mut Report) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     if let Some((books, counted)) = last {
+        report.books_compared = true;
         report.disagree(format!("the books say {books:?}, the records count to {counted:?}"));
     }
     Ok(())

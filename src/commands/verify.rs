@@ -57,6 +57,9 @@ fn print(report: &Report, with_ledger: bool) {
     let line =
         |what: &str, uploads: u64, bytes: u64| say!("{what:<28}{uploads:>10}  {:>10}", ByteSize(bytes).to_string());
     say!("{:<28}{:>10}", "records in the queue", report.records);
+    if !report.books_compared {
+        say!("{:<28}{:>10}", "books", "moved, not compared");
+    }
     match report.bucket_looked_at {
         true => line("verified in the bucket", report.verified, report.verified_bytes),
         false => say!("{:<28}{:>10}", "verified in the bucket", "not known"),

@@ -120,27 +120,25 @@ pub(super) fn start(backend: Backend, arrivals: Arc<Notify>) -> Accepting {
 
 /// Commits all in one transaction, or each in its own if one of them is to blame that they are refused together; and answers them.
 async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, batch: &mut Vec<Waiting>) {
-    // the first that finds the queue away is the last that waits for it in vain
-    let is_away = || away.load(Ordering::Relaxed);
-    let inserted = async |uploads: &[Arc<Upload>]| match is_away() {
-        true => Err(Failed::Away(gone())),
-        false => insert(backend, uploads).await,
-    };
-    let heard = |failed: Failed| {
-        if let Failed::Away(error) = &failed
-            && !away.swap(true, Ordering::Relaxed)
-        {
+    let inserted = async |uploads: &[Arc<Upload>]| {
+        // the first that finds the queue away is the last that waits for it in vain
+        if away.load(Ordering::Relaxed) {
+            return Err(Failed::Away(gone()));
+        }
+        let inserted = insert(backend, uploads).await;
+        if let Err(Failed::Away(error)) = &inserted {
+            away.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "the queue is away; what is accepted waits in the spool's journal");
             tokio::spawn(probe(backend.clone(), away.clone()));
         }
-        failed.into_error()
+        inserted
     };
     let uploads: Vec<Arc<Upload>> = batch.iter().map(|w| w.upload.clone()).collect();
     let mut together = inserted(&uploads).await;
     if matches!(together, Err(Failed::Refused(_))) && batch.len() > 1 {
         for waiting in batch.drain(..) {
             let alone = inserted(std::slice::from_ref(&waiting.upload)).await;
-            let new = alone.map(|ids| !ids.is_empty()).map_err(heard);
+            let new = alone.map(|ids| !ids.is_empty()).map_err(Failed::into_error);
             if matches!(new, Ok(true)) {
                 arrivals.notify_one();
             }
@@ -153,7 +151,7 @@ async fn commit(backend: &Backend, away: &Arc<AtomicBool>, arrivals: &Notify, ba
         // of the same upload twice in one batch, one is new
         let new = match &mut together {
             Ok(ids) => Ok(ids.remove(&waiting.upload.id)),
-            Err(failed) => Err(heard(failed.clone())),
+            Err(failed) => Err(failed.clone().into_error()),
         };
         answer(backend.clone(), waiting, new)
     });

@@ -16,6 +16,7 @@ use forebay::queue::Pick;
 use forebay::status::Condition;
 use forebay::units::{Rate, UnixMs};
 use forebay::upload::{Sha256, State};
+use sqlx::{Connection, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::pouring::{FAST, Pouring, in_state, keep_house, paused, pour};
@@ -117,6 +118,23 @@ async fn an_uploaded_photo_stays_while_it_is_to_be_retained() {
     in_state(&site, &record, State::Uploaded).await;
     assert_eq!(site.queue.removable(site.config.retain, 10).await.unwrap(), []);
     assert_eq!(site.files().await, (1, 0));
+}
+
+#[tokio::test]
+async fn books_that_are_wrong_are_told_of() {
+    let site = Site::start(&[]).await;
+    site.accept_photos(2).await;
+    let subjects = Subjects { queue: &site.queue, spool: &site.spool, bucket: None, ledger: None };
+    let right = audit(&subjects, Depth::Names, |_| {}).await.unwrap();
+    assert!(right.agrees() && right.books_compared, "{right:?}");
+    let queue = format!("sqlite:{}", site.config.data_dir.join("queue.sqlite").display());
+    let mut queue = SqliteConnection::connect(&queue).await.unwrap();
+    sqlx::query("UPDATE books SET uploads = uploads + 1").execute(&mut queue).await.unwrap();
+    let wrong = audit(&subjects, Depth::Names, |_| {}).await.unwrap();
+    assert!(
+        wrong.books_compared && wrong.disagreements == 1 && wrong.shown[0].starts_with("the books say"),
+        "{wrong:?}"
+    );
 }
 
 #[tokio::test]

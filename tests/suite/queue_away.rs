@@ -225,6 +225,16 @@ async fn an_ingest_whose_postgres_is_away_from_the_start_takes_photos() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_misspelt_parameter_of_the_queues_url_holds_is_not_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap() + "?pasword=s3cret";
+    let program = Program::start("ingest", &[("FOREBAY_QUEUE_URL".into(), url)], &folder.path().join("data")).await;
+    let log = program.log();
+    assert!(log.iter().any(|line| line["message"] == "forebay is up"), "{log:?}");
+    assert!(!format!("{log:?}").contains("s3cret"), "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_schema_that_could_not_be_brought_up_to_date_keeps_nobody_else_from_it() {
     let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
     let mut operator = PgConnection::connect(&url).await.unwrap();
