@@ -343,6 +343,7 @@ mod tests {
         assert_eq!(span(Duration::from_secs(59)), "59s");
         assert_eq!(parse_span("7d").unwrap(), Duration::from_secs(7 * 86_400));
         assert!(parse_span("soon").is_err());
+        assert!(parse_span("100y").is_err() && parse_span("99y").is_ok(), "a year of humantime's is a little longer");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use forebay::error::Error;
 use forebay::spool::{Spool, Stored, Unfinished};
 use forebay::upload::{Upload, UploadId};
 use rustix::fs::{FallocateFlags, OFlags};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::agreement::rebuild;
@@ -452,6 +453,28 @@ async fn a_disk_without_inodes_takes_photos_again_when_it_is_drained() {
     let disk = Disk::ext4_of_inodes(EXT4_BYTES, 320);
     let site = site_on(&disk, "5%", "sqlite").await;
     a_full_disk_takes_photos_again_when_it_is_drained(&site, &["inodes are free on the disk"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_disk_with_few_inodes_no_more_is_usable_than_they_are_enough_for() {
+    let disk = Disk::ext4_of_inodes(EXT4_BYTES, 320);
+    let url = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let settings = [("FOREBAY_QUEUE_URL".into(), url)];
+    let program = Program::start("ingest", &settings, &disk.folder().join("data")).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (photo, json) = (photo(1), "application/json");
+    let body = json_upload("cam-1", None, &photo).to_string();
+    let answer = client.post(&program.url).header("content-type", json).body(body).send().await.unwrap();
+    assert_eq!(answer.status(), 201);
+    let photos = eventually("the books to know of a photo", async || {
+        let status = client.get(format!("{}/status", program.console)).send().await.unwrap();
+        let spool = serde_json::from_slice::<Value>(&status.bytes().await.unwrap()).unwrap()["spool"].take();
+        let held = spool["held_bytes"].as_u64().unwrap() > 0;
+        held.then(|| spool["usable_bytes"].as_u64().unwrap() / photo.len() as u64)
+    });
+    // two hundred and sixty are the spool's own folders
+    let photos = photos.await;
+    assert!((1..=60).contains(&photos), "{photos}");
 }
 
 #[tokio::test]
